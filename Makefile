@@ -1,0 +1,100 @@
+# Two commands do everything: `make run` and `make test`. Needed beforehand: CPython 3.11 or later with its venv module,
+# and for an engine of our own a C++ compiler and cmake. Nothing is installed outside this folder, the user's cache of
+# engine builds (see `make engines`) and, by `make install` alone, $(DESTDIR)$(PREFIX).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+SEEDS ?= 1000
+
+# Never the scripts in .venv/bin: their first line holds an absolute path, which is wrong once the folder has moved.
+PY := .venv/bin/python
+READY := .venv/.ready
+LIB := $(PREFIX)/lib/modelsupd
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# The prerequisites of `test` are cheap beside its tests, and two suites at once would spoil each other's timing.
+.NOTPARALLEL:
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# Built anew when a dependency or a pin changes; an interrupted setup is taken up again, since the stamp comes last.
+# PIP_CONSTRAINT rather than -c, because it also holds for what builds the package.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "cannot set up .venv: there is no python3.11 or python3 on PATH" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "cannot set up .venv: $(PYTHON) is older than 3.11; name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(PY) || { echo "setting up .venv (once, a minute or so)"; $(PYTHON) -m venv .venv; } \
+		|| { rm -rf .venv; echo "cannot set up .venv: on Debian, apt-get install python3-venv" >&2; exit 1; }
+	PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.PHONY: run
+run: $(READY) ## demo: a real llama.cpp with a tiny model, supervised in the foreground
+	@exec $(PY) tools/demo.py
+
+.PHONY: test
+test: lint ## lint, then every test that needs no real engine
+	$(PY) -m pytest -n 2 -m 'not real'
+
+.PHONY: test-real
+test-real: engines ## the tests that run a real engine
+	$(PY) -m pytest -m real
+
+.PHONY: engines
+engines: $(READY) ## provide llama-server: the one on PATH, or one built once and kept in the cache
+	@$(PY) tools/llama_server.py
+
+.PHONY: sim
+sim: $(READY) ## the simulator on SEEDS=1000 seeds
+	MODELSUPD_SIM_SEEDS=$(SEEDS) $(PY) -m pytest -n 2 tests/sim
+
+.PHONY: lint
+lint: $(READY) ## ruff and mypy --strict
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check --quiet
+	$(PY) -m mypy
+
+.PHONY: install
+install: install-venv install-files ## install below PREFIX=/usr/local (and DESTDIR), with the systemd unit
+	@printf '%s\n' 'installed; what is left to do, as root:' \
+		'  systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload' \
+		'  $$EDITOR $(SYSCONFDIR)/modelsupd/models.toml' \
+		'  systemctl enable --now modelsupd'
+
+# An environment of its own, so that no upgrade of the system's packages changes what the daemon runs on.
+.PHONY: install-venv
+install-venv:
+	$(PYTHON) -m venv $(DESTDIR)$(LIB)
+	PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check .
+
+# The script is written here and not by pip, whose first line would name DESTDIR.
+.PHONY: install-files
+install-files:
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONFDIR)/modelsupd
+	printf '#!%s\nimport sys\n\nfrom modelsupd.cli import main\n\nsys.exit(main())\n' $(LIB)/bin/python > $(DESTDIR)$(PREFIX)/bin/modelsupd
+	chmod 755 $(DESTDIR)$(PREFIX)/bin/modelsupd
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
+	sed -e 's|/usr/local/|$(PREFIX)/|g' -e 's|/etc/modelsupd|$(SYSCONFDIR)/modelsupd|g' units/modelsupd.service \
+		> $(DESTDIR)$(PREFIX)/lib/systemd/system/modelsupd.service
+	sed -e 's|/etc/modelsupd|$(SYSCONFDIR)/modelsupd|g' units/tmpfiles.conf > $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/modelsupd.conf
+	install -m 644 units/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/modelsupd.conf
+	test -e $(DESTDIR)$(SYSCONFDIR)/modelsupd/models.toml \
+		|| install -m 640 models.toml $(DESTDIR)$(SYSCONFDIR)/modelsupd/models.toml
+
+.PHONY: uninstall
+uninstall: ## remove what install wrote; configuration and state stay
+	rm -rf $(DESTDIR)$(LIB)
+	rm -f $(DESTDIR)$(PREFIX)/bin/modelsupd $(DESTDIR)$(PREFIX)/lib/systemd/system/modelsupd.service \
+		$(DESTDIR)$(PREFIX)/lib/sysusers.d/modelsupd.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/modelsupd.conf
+	@echo 'kept: $(DESTDIR)$(SYSCONFDIR)/modelsupd, and the state in /var/lib/modelsupd'
+
+.PHONY: clean
+clean: ## remove .venv and caches; built engines stay in the user's cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find supervisor tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,144 @@
+"""Reads models.toml.
+
+Two rules: every problem is reported at once, each with its path, its value and why; what is not built yet, not known
+or out of range is refused, never ignored and never clamped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelsupd.config.file import locate, read
+from modelsupd.config.listen import listen_address
+from modelsupd.config.paths import absolute
+from modelsupd.config.places import Directories, Host, socket_path_problem
+from modelsupd.config.places import directories as choose
+from modelsupd.config.schema import schema
+from modelsupd.config.validate import validate
+from modelsupd.core.spec import DaemonSpec, Declaration, Problem
+from modelsupd.errors import ConfigError, dotted
+
+__all__ = ["Config", "Directories", "Host", "check", "directories", "load", "locate", "schema"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A models.toml that can be used.
+
+    `path` is the file, `declaration` what it says, with the paths of weights and binaries absolute; `metrics_listen`
+    is host and port, or None for no scrape; `warnings` are for the log, each a sentence.
+    """
+
+    path: Path
+    declaration: Declaration
+    state_dir: Path
+    runtime_dir: Path
+    metrics_listen: tuple[str, int] | None
+    warnings: tuple[str, ...] = ()
+
+
+def load(
+    path: Path | None = None,
+    *,
+    state_dir: Path | None = None,
+    runtime_dir: Path | None = None,
+    host: Host | None = None,
+) -> Config:
+    """Read and check the file at `path`, or the one that `locate` finds.
+
+    `state_dir` and `runtime_dir` are the command line's and win over environment, file and defaults. Raises
+    ConfigError with all problems at once.
+    """
+    host = host or Host.current()
+    file = locate(path, host)
+    raw = read(file)
+    problems: list[Problem] = []
+    declaration = validate(raw, problems)
+    declaration = absolute(declaration, file.parent, host, problems)
+    places = choose(declaration.daemon, host, state_dir=state_dir, runtime_dir=runtime_dir)
+    problems.extend(socket_path_problem(places, declaration.daemon))
+    listen = listen_address(declaration.daemon.metrics_listen, problems)
+    if problems:
+        raise ConfigError(file, problems)
+    return Config(
+        path=file,
+        declaration=declaration,
+        state_dir=places.state_dir,
+        runtime_dir=places.runtime_dir,
+        metrics_listen=listen,
+        warnings=tuple(_warnings(file, declaration)),
+    )
+
+
+def check(path: Path | None = None, *, host: Host | None = None) -> Config:
+    """Do what `load` does, and also look on disk: a file that is not there is a warning, because it may come later."""
+    config = load(path, host=host)
+    missing = tuple(_missing(config.declaration))
+    return dataclasses.replace(config, warnings=config.warnings + missing)
+
+
+def directories(
+    path: Path | None = None,
+    *,
+    state_dir: Path | None = None,
+    runtime_dir: Path | None = None,
+    host: Host | None = None,
+) -> Directories:
+    """Return where state and sockets are, for commands that must also work while models.toml is broken or gone.
+
+    Only `[daemon]` counts, and what is wrong elsewhere does not matter. Raises ConfigError for a file that was named
+    and cannot be read, because the directories would then be a guess.
+    """
+    host = host or Host.current()
+    named = path is not None or bool(host.environ.get("MODELSUPD_CONFIG"))
+    daemon = DaemonSpec()
+    if not (state_dir and runtime_dir):
+        daemon = _daemon_entry(path, host, named=named)
+    return choose(daemon, host, state_dir=state_dir, runtime_dir=runtime_dir)
+
+
+def _daemon_entry(path: Path | None, host: Host, *, named: bool) -> DaemonSpec:
+    try:
+        file = locate(path, host)
+    except ConfigError:
+        if named:
+            raise
+        return DaemonSpec()
+    raw = read(file)
+    problems: list[Problem] = []
+    declaration = validate({"daemon": raw.get("daemon", {})}, problems)
+    declaration = absolute(declaration, file.parent, host, problems)
+    mattering = [problem for problem in problems if problem.path[-1:] in {("state_dir",), ("runtime_dir",)}]
+    if mattering:
+        raise ConfigError(file, mattering)
+    return declaration.daemon
+
+
+def _warnings(file: Path, declaration: Declaration) -> list[str]:
+    found = []
+    if not declaration.models:
+        found.append(f"{file} declares no model: there is nothing to run")
+    holds_env = any(model.env for model in declaration.models.values())
+    mode = file.stat().st_mode
+    if holds_env and mode & 0o004:
+        found.append(f"{file} sets environment values and every user can read it: chmod o-r if one is a secret")
+    if mode & 0o002:
+        found.append(f"{file} can be written by every user, who may so run any program as this one: chmod o-w")
+    return found
+
+
+def _missing(declaration: Declaration) -> list[str]:
+    engines: Mapping[str, str | None] = {kind: engine.binary for kind, engine in declaration.engines.items()}
+    named = [(("engines", kind, "binary"), binary) for kind, binary in engines.items()]
+    for name, model in declaration.models.items():
+        named.append((("models", name, "weights"), model.weights))
+        named.append((("models", name, "binary"), model.binary))
+        named.append((("models", name, "command"), model.command[0] if model.command else None))
+    return [
+        f"{dotted(path)} = '{value}': there is no such file now"
+        for path, value in named
+        if value and value.startswith("/") and not Path(value).exists()
+    ]

@@ -1,0 +1,67 @@
+"""Makes the paths of a declaration absolute: relative ones are relative to models.toml, `~` is the user's home."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from modelsupd.config.places import Host
+from modelsupd.core.spec import Declaration, EngineSpec, ModelSpec, Problem
+
+
+def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[Problem]) -> Declaration:
+    """Return the declaration with every path absolute; a bare name of a binary stays one, to be found on PATH."""
+    resolver = _Resolver(folder, host, problems)
+    daemon = replace(
+        declaration.daemon,
+        state_dir=resolver.path(("daemon", "state_dir"), declaration.daemon.state_dir or None),
+        runtime_dir=resolver.path(("daemon", "runtime_dir"), declaration.daemon.runtime_dir or None),
+    )
+    engines = {
+        kind: EngineSpec(binary=resolver.binary(("engines", kind, "binary"), engine.binary))
+        for kind, engine in declaration.engines.items()
+    }
+    models = {name: resolver.model(name, model) for name, model in declaration.models.items()}
+    return replace(declaration, daemon=daemon, engines=engines, models=models)
+
+
+class _Resolver:
+    def __init__(self, folder: Path, host: Host, problems: list[Problem]) -> None:
+        self._folder = folder
+        self._host = host
+        self._problems = problems
+
+    def model(self, name: str, model: ModelSpec) -> ModelSpec:
+        command = model.command
+        if command and "{" not in command[0]:
+            program = self.binary(("models", name, "command", "[0]"), command[0])
+            command = (program or command[0], *command[1:])
+        return replace(
+            model,
+            weights=self.path(("models", name, "weights"), model.weights),
+            binary=self.binary(("models", name, "binary"), model.binary),
+            command=command,
+        )
+
+    def binary(self, where: tuple[str, ...], value: str | None) -> str | None:
+        if value and "/" not in value and value != "~":
+            return value
+        return self.path(where, value)
+
+    def path(self, where: tuple[str, ...], value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value or "\0" in value:
+            self._refuse(where, value, "must be a path, and is empty or holds a NUL")
+            return None
+        if value == "~" or value.startswith("~/"):
+            value = str(self._host.home) + value[1:]
+        elif value.startswith("~"):
+            self._refuse(where, value, "only '~/' is understood, not another user's home")
+            return None
+        return str(self._folder / value)
+
+    def _refuse(self, where: tuple[str, ...], value: str, why: str) -> None:
+        # An engine may have refused the same value already, in words that say more.
+        if all(problem.path != where for problem in self._problems):
+            self._problems.append(Problem(where, value, why))

@@ -1,0 +1,80 @@
+"""The JSON Schema that editors use, from the fields' own metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pydantic
+
+from modelsupd.core.spec import (
+    NAME,
+    DaemonSpec,
+    Declaration,
+    EngineSpec,
+    HealthLimits,
+    JournalLimits,
+    LogLimits,
+    ModelSpec,
+    RestartPolicy,
+    StopLimits,
+)
+
+_CLASSES: tuple[type, ...] = (
+    DaemonSpec,
+    EngineSpec,
+    HealthLimits,
+    JournalLimits,
+    LogLimits,
+    ModelSpec,
+    RestartPolicy,
+    StopLimits,
+)
+
+_EXAMPLES: dict[tuple[str, str], list[object]] = {
+    ("DaemonSpec", "state_dir"): ["/var/lib/modelsupd"],
+    ("DaemonSpec", "runtime_dir"): ["/run/modelsupd"],
+    ("DaemonSpec", "metrics_listen"): ["127.0.0.1:9310", ""],
+    ("EngineSpec", "binary"): ["/usr/local/bin/llama-server"],
+    ("ModelSpec", "weights"): ["/models/tiny.gguf"],
+    ("ModelSpec", "command"): [["python3", "server.py", "--uds", "{socket}"]],
+    ("ModelSpec", "aliases"): [["gpt-4o-mini"]],
+    ("ModelSpec", "args"): [{"ctx_size": 4096, "parallel": 2}],
+    ("ModelSpec", "env"): [{"OMP_NUM_THREADS": "4"}],
+    ("HealthLimits", "alive_path"): ["/v1/models"],
+}
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of models.toml, with descriptions, defaults, ranges and examples."""
+    made = pydantic.TypeAdapter(Declaration).json_schema()
+    for cls in _CLASSES:
+        _describe(cls, made["$defs"][cls.__name__])
+    _describe(Declaration, made)
+    made["properties"]["models"]["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
+    made["properties"]["engines"]["propertyNames"] = {"enum": ["llama.cpp"]}
+    # Editors accept only what `load` accepts, and `load` refuses what is not built yet.
+    made["$defs"]["ModelSpec"]["properties"]["gpus"]["maximum"] = 0
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **made,
+        "title": "models.toml of modelsupd",
+        "description": "What modelsupd runs, and how.",
+    }
+
+
+def _describe(cls: type, table: dict[str, Any]) -> None:
+    table["description"] = (cls.__doc__ or "").strip()
+    for item in dataclasses.fields(cls):
+        shown = table["properties"][item.name]
+        shown.pop("title", None)
+        shown["description"] = item.metadata.get("doc", "")
+        if examples := _EXAMPLES.get((cls.__name__, item.name)):
+            shown["examples"] = examples
+        # TOML has no null: a setting that is not given is left out, so an editor should not offer null either.
+        choices = [choice for choice in shown.get("anyOf", []) if choice != {"type": "null"}]
+        if len(choices) == 1:
+            del shown["anyOf"]
+            shown.update(choices[0])
+        if shown.get("default", ...) is None:
+            del shown["default"]

@@ -1,0 +1,73 @@
+"""What the admin API and the metrics need of the daemon; `daemon.Daemon` is it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from modelsupd.core.phases import Replica
+from modelsupd.core.spec import ModelSpec
+from modelsupd.errors import Refused
+
+__all__ = ["LaunchPlan", "Port", "Refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """The exact command of a replica, to be run by hand: placeholders filled as the shim would fill them."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    secret_names: frozenset[str]
+
+
+class Port(Protocol):
+    """The daemon as seen from outside its event loop's inner workings. Instants are on the core's clock."""
+
+    version: str
+    pid: int
+    started_at: float
+    state_dir: Path
+    runtime_dir: Path
+
+    def now(self) -> float:
+        """Return the present instant."""
+        ...
+
+    def wall(self, at: float) -> datetime:
+        """Return the wall time, in UTC, of an instant of this boot."""
+        ...
+
+    def replicas(self) -> Mapping[str, Replica]:
+        """Return the published state: what is on disk, not what is being decided."""
+        ...
+
+    def models(self) -> Mapping[str, ModelSpec]:
+        """Return what is declared, by name."""
+        ...
+
+    def journal(self) -> tuple[int, str | None]:
+        """Return the last sequence number and, when operators' commands are refused, why."""
+        ...
+
+    async def command(self, verb: str, target: str, by: str) -> tuple[str, ...]:
+        """Carry out `start`, `stop` or `restart`; return the replicas meant, once their record is on disk.
+
+        Raises `fleet.UnknownTarget` and `Refused`.
+        """
+        ...
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration again; return what changes, in words. Raises `ConfigError`, changing nothing."""
+        ...
+
+    def launch_plan(self, replica: str) -> LaunchPlan:
+        """Return how the replica's engine is started. Raises KeyError for an unknown one."""
+        ...
+
+    def records(self, after_seq: int) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written."""
+        ...

@@ -1,0 +1,155 @@
+"""The document of `modelsupd status --json`: from the daemon's published state, or from what the journal last told.
+
+Its names are a contract (DESIGN §11). Nothing is read or asked here; what is given is put into shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from modelsupd.control.port import Port
+from modelsupd.control.words import rfc3339
+from modelsupd.core.phases import Ready, Replica, Starting, Want, phase_name
+
+RUNNING = "running"
+NOT_RUNNING = "not running"
+
+Document = dict[str, Any]
+
+
+def document(port: Port) -> Document:
+    """Return what is the case, as published."""
+    seq, read_only = port.journal()
+    declared = port.models()
+    replicas = port.replicas()
+    models: dict[str, dict[str, Any]] = {
+        name: {"name": name, "engine": str(spec.engine), "rows": []} for name, spec in declared.items()
+    }
+    for replica in replicas.values():
+        fallback = {"name": replica.model, "engine": str(replica.spec.engine), "rows": []}
+        wanted = replica.want is Want.UP and not replica.removed
+        models.setdefault(replica.model, fallback)["rows"].append((wanted, _row(replica, port.wall)))
+    return {
+        "daemon": {
+            "state": RUNNING,
+            "pid": port.pid,
+            "version": port.version,
+            "since": rfc3339(port.wall(port.started_at)),
+            "journal": {"seq": seq, "read_only": read_only},
+        },
+        "models": [_model(**entry) for entry in models.values()],
+        "gpus": [],
+    }
+
+
+def last_known(
+    states: Mapping[str, Mapping[str, Any]],
+    start: Mapping[str, Any] | None,
+    seq: int,
+    engines: Mapping[str, str],
+    wall: Callable[[float], datetime],
+) -> Document:
+    """Return what the journal last told, for when there is no daemon.
+
+    `states` are durable states by replica, `start` the last daemon's record, `engines` the kinds of engine by model as
+    far as they are known. Phases and pids are as recorded; whether those processes still exist is not looked at.
+    """
+    models: dict[str, dict[str, Any]] = {}
+    for name in sorted(states, key=_order):
+        state = states[name]
+        entry = {"name": state["model"], "engine": engines.get(state["model"]), "rows": []}
+        wanted = state["want"] == Want.UP and not state["removed"]
+        models.setdefault(state["model"], entry)["rows"].append((wanted, _recorded_row(name, state, wall)))
+    return {
+        "daemon": {
+            "state": NOT_RUNNING,
+            "pid": None,
+            "version": (start or {}).get("version"),
+            "since": None,
+            "journal": {"seq": seq, "read_only": None},
+        },
+        "models": [_model(**entry) for entry in models.values()],
+        "gpus": [],
+    }
+
+
+def all_ready(status: Document) -> bool:
+    """Tell whether every model that is wanted has all its wanted replicas ready."""
+    return all(model["ready"] for model in status["models"] if model["want"] == Want.UP)
+
+
+def rows(status: Document) -> Iterable[dict[str, Any]]:
+    """Yield every replica of the document."""
+    for model in status["models"]:
+        yield from model["replicas"]
+
+
+def _order(name: str) -> tuple[str, int]:
+    model, _, index = name.rpartition("/")
+    return (model, int(index)) if index.isdigit() else (name, 0)
+
+
+def _model(name: str, engine: str | None, rows: list[tuple[bool, dict[str, Any]]]) -> dict[str, Any]:
+    wanted = [row for want, row in rows if want]
+    return {
+        "name": name,
+        "engine": engine,
+        "want": str(Want.UP if wanted else Want.DOWN),
+        "ready": bool(wanted) and all(row["phase"] == "ready" for row in wanted),
+        "replicas": [row for _, row in rows],
+    }
+
+
+def _row(replica: Replica, wall: Callable[[float], datetime]) -> dict[str, Any]:
+    process = replica.process
+    return {
+        "name": replica.name,
+        "phase": phase_name(replica.phase),
+        "run": replica.last_run or None,
+        "pid": process.pid if process else None,
+        "shim_pid": process.shim_pid if process else None,
+        "endpoint": process.endpoint if process else None,
+        "gpus": [],
+        "since": rfc3339(wall(replica.phase.since)),
+        "restarts": replica.restarts,
+        "reason": _reason(phase_name(replica.phase), replica.want, replica.reason) + _complaint(replica),
+    }
+
+
+def _recorded_row(name: str, state: Mapping[str, Any], wall: Callable[[float], datetime]) -> dict[str, Any]:
+    phase = state["phase"]
+    process = phase.get("process") or {}
+    return {
+        "name": name,
+        "phase": phase["name"],
+        "run": state["last_run"] or None,
+        "pid": process.get("pid"),
+        "shim_pid": process.get("shim_pid"),
+        "endpoint": process.get("endpoint"),
+        "gpus": [],
+        "since": rfc3339(wall(phase["since"])),
+        "restarts": state["restarts"],
+        "reason": _reason(phase["name"], state["want"], state["reason"]),
+    }
+
+
+def _reason(phase: str, want: str, reason: str) -> str:
+    """Return the words for the last change; of what is down for good they say so, because a reboot hides the cause."""
+    if phase == "stopped" and want == Want.DOWN:
+        stays = "stays down until started, after a reboot too"
+        return f"{reason}; {stays}" if reason else stays
+    return reason
+
+
+def _complaint(replica: Replica) -> str:
+    """Return what the last probe had to complain of, which is no reason for a change yet."""
+    phase = replica.phase
+    if not isinstance(phase, Starting | Ready) or not phase.pulse.complaint:
+        return ""
+    if isinstance(phase, Starting):
+        return f"; not ready yet: {phase.pulse.complaint}"
+    failures = phase.pulse.failures
+    probes = "the last probe failed" if failures == 1 else f"the last {failures} probes failed"
+    return f"; {probes}: {phase.pulse.complaint}"

@@ -1,0 +1,95 @@
+"""Times, sizes and lists in the words of the people who read them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+_EXACT_BELOW_S = 10
+_KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Puts instants of the core's clock on the wall clock: `anchor_at` and `anchor_wall` are the same moment.
+
+    `now` is the present. All wall times are UTC.
+    """
+
+    anchor_at: float
+    anchor_wall: datetime
+    now: datetime
+
+    def wall(self, at: float) -> datetime:
+        """Return the wall time of an instant."""
+        return self.anchor_wall + timedelta(seconds=at - self.anchor_at)
+
+
+def rfc3339(moment: datetime) -> str:
+    """Return a moment as `2026-01-31T12:00:00.000Z`."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def clock(moment: datetime) -> str:
+    """Return a moment as people read it: `2026-01-31 12:00:00 UTC`."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def parsed(text: object) -> datetime | None:
+    """Return the moment that RFC 3339 text names, None for anything else."""
+    try:
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return moment if moment is None or moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time with two units at most: `3.2 s`, `42 s`, `4 min 10 s`, `2 d 3 h`."""
+    if seconds < _EXACT_BELOW_S:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
+    for unit_s, unit, part_s, part in ((_DAY_S, "d", _HOUR_S, "h"), (_HOUR_S, "h", _MINUTE_S, "min")):
+        if whole >= unit_s:
+            rest = whole % unit_s // part_s
+            return f"{whole // unit_s} {unit}" + (f" {rest} {part}" if rest else "")
+    if whole >= _MINUTE_S:
+        rest = whole % _MINUTE_S
+        return f"{whole // _MINUTE_S} min" + (f" {rest} s" if rest else "")
+    return f"{whole} s"
+
+
+def ago(moment: datetime, now: datetime) -> str:
+    """Return how long ago a moment was: `12 s ago`."""
+    return f"{duration((now - moment).total_seconds())} ago"
+
+
+def size(size_bytes: float) -> str:
+    """Return a size with its binary unit: `812 B`, `1.2 GiB`."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < _KIB:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= _KIB
+    return f"{value:.1f} TiB"
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 record`, `2 records`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def either(words: Sequence[str], last: str = "and") -> str:
+    """Return words as a list in a sentence: `a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
+
+
+def signal_name(number: int) -> str:
+    """Return a signal as people know it: `signal 9 (SIGKILL)`."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

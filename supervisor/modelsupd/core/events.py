@@ -1,0 +1,285 @@
+"""What happened, in the past tense.
+
+Whatever enters `step` is one of these. A report about a process carries the number of the run that it is about: a
+report of an older run is stale and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from modelsupd.core.spec import ModelSpec
+
+
+class FailureClass(StrEnum):
+    """Why an engine failed; what follows depends on it (see `restart`)."""
+
+    CRASH = "crash"
+    HUNG = "hung"
+    START_STALLED = "start-stalled"
+    OUT_OF_MEMORY = "out-of-memory"
+    OUT_OF_GPU_MEMORY = "out-of-gpu-memory"
+    ADDRESS_IN_USE = "address-in-use"
+    BAD_FLAG = "bad-flag"
+    BAD_WEIGHTS = "bad-weights"
+    UNSUPPORTED_MODEL = "unsupported-model"
+    MISSING_LIBRARY = "missing-library"
+    MISSING_BINARY = "missing-binary"
+    SPAWN = "spawn"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure of a run: its class, and the words for it; where there is one, the engine's own line."""
+
+    kind: FailureClass
+    detail: str
+
+
+class ProbeKind(StrEnum):
+    """What is asked: tokens (start, generation), an answer (alive), or what is in flight (drain)."""
+
+    START = "start"
+    ALIVE = "alive"
+    GENERATION = "generation"
+    DRAIN = "drain"
+
+
+class Outcome(StrEnum):
+    """What a probe found.
+
+    `TOKENS` proves generation. `ANSWERED` proves that the loop turns. `BUSY` (429, 503 of a ready server) proves
+    neither and is no failure. `LOADING` and `REFUSED` are expected of a start. `NO_TOKENS` is an answer without a
+    token, `FAILED` a broken or refused one, `TIMED_OUT` none in time. `VOID` says nothing: the prober itself got no
+    CPU.
+    """
+
+    TOKENS = "tokens"
+    ANSWERED = "answered"
+    BUSY = "busy"
+    LOADING = "loading"
+    REFUSED = "refused"
+    NO_TOKENS = "no-tokens"
+    FAILED = "failed"
+    TIMED_OUT = "timed-out"
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """Signs of life that need no answer, read by the runtime when a probe ends. All counters only grow.
+
+    CPU time in seconds and bytes read are of the run's whole process tree; `delivered` is the engine's own counter of
+    tokens processed, `in_flight` the number of requests it works on, both None where the engine does not tell.
+    """
+
+    cpu_s: float = 0.0
+    read_bytes: int = 0
+    log_bytes: int = 0
+    delivered: int | None = None
+    in_flight: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One run, as far as others need to know it. `digest` tells by what declaration it was started."""
+
+    run: int
+    pid: int
+    shim_pid: int
+    endpoint: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an engine ended: an exit code or a signal, neither where that could not be learned. Sizes in bytes."""
+
+    code: int | None = None
+    signal: int | None = None
+    peak_rss_bytes: int | None = None
+    cpu_s: float | None = None
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        if self.signal is not None:
+            return f"killed by signal {self.signal}"
+        return "exit status unknown" if self.code is None else f"exit code {self.code}"
+
+
+# Of operators and the configuration
+
+
+@dataclass(frozen=True, slots=True)
+class StartAsked:
+    """An operator (`by`) asked for `up`, from now on and across reboots."""
+
+    by: str = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """An operator asked for `down`, from now on and across reboots."""
+
+    by: str = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAsked:
+    """An operator asked for a new run; wanted is `up` from now on."""
+
+    by: str = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Respecified:
+    """The declaration changed; `digest` is its launch digest."""
+
+    spec: ModelSpec
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The declaration no longer has this replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The daemon is going; what is wanted does not change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hurried:
+    """Whoever stops the daemon asked again: first to skip the drain, then (`kill`) to skip the grace."""
+
+    kill: bool = False
+
+
+# Of time
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """The deadline has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lagged:
+    """The daemon itself got no CPU for `gap_s` seconds until now: nothing that it missed is evidence."""
+
+    gap_s: float
+
+
+# Of effects; each carries its run
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The weights and the binary are there; `inputs` is a fingerprint of both."""
+
+    run: int
+    digest: str
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """The weights or the binary cannot be used."""
+
+    run: int
+    failure: Failure
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rechecked:
+    """The fingerprint of weights and binary of a failed replica, looked at again."""
+
+    run: int
+    inputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The engine's process exists. Always reported before `Exited`."""
+
+    run: int
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """There is no process, and no shim."""
+
+    run: int
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A probe ended. `evidence` is for people; `before` was read when the probe was sent, `vitals` when it ended.
+
+    What moved between the two moved while the probe waited, so that what an engine did before it froze is not
+    taken for life.
+    """
+
+    run: int
+    kind: ProbeKind
+    outcome: Outcome
+    evidence: str
+    before: Vitals
+    vitals: Vitals
+    took_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The engine's process ended; `failure` is how that reads had it not been asked to.
+
+    `cleared` tells that the shim saw every descendant gone.
+    """
+
+    run: int
+    exit: Exit
+    failure: Failure
+    cleared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Nothing of the run is left."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """Processes of the run withstood SIGKILL; the runtime goes on looking when asked again."""
+
+    run: int
+    pids: tuple[int, ...]
+
+
+Event = (
+    StartAsked
+    | StopAsked
+    | RestartAsked
+    | Respecified
+    | Removed
+    | Halted
+    | Hurried
+    | Ticked
+    | Lagged
+    | Resolved
+    | Unresolved
+    | Rechecked
+    | Spawned
+    | SpawnFailed
+    | Probed
+    | Exited
+    | Cleared
+    | Stuck
+)

@@ -1,0 +1,93 @@
+"""Many replicas: only what crosses them. Each replica is stepped on its own; this module says which, and with what."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from modelsupd.core.events import Event, Removed, Respecified
+from modelsupd.core.moves import NOTHING, Step, begin
+from modelsupd.core.phases import Replica, Stopped, Want
+from modelsupd.core.spec import ModelSpec, Start
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One model as configured, with the launch digest of its engine."""
+
+    spec: ModelSpec
+    digest: str
+
+
+class UnknownTarget(Exception):  # noqa: N818 - named for what it is
+    """No such model or replica; the text names what comes nearest."""
+
+
+def replica_names(model: str, spec: ModelSpec) -> tuple[str, ...]:
+    """Return the names of a model's replicas: `qwen/0`, `qwen/1`."""
+    return tuple(f"{model}/{index}" for index in range(spec.replicas))
+
+
+def targets(replicas: Mapping[str, Replica], target: str) -> tuple[str, ...]:
+    """Return the replicas that an operator means by `MODEL`, an alias of it, or `MODEL/N`."""
+    by_model = tuple(name for name, replica in replicas.items() if target in {replica.model, *replica.spec.aliases})
+    if by_model:
+        return by_model
+    if target in replicas:
+        return (target,)
+    known = sorted({replica.model for replica in replicas.values()} | set(replicas))
+    near = difflib.get_close_matches(target, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known) or 'none'}"
+    raise UnknownTarget(f"there is no model or replica '{target}'{hint}")
+
+
+def fresh(name: str, model: str, declared: Declared, now: float) -> Step:
+    """Return a replica that the journal does not know, and what starts it where it starts by itself."""
+    want = Want.UP if declared.spec.start is Start.ALWAYS else Want.DOWN
+    replica = Replica(
+        name=name,
+        model=model,
+        spec=declared.spec,
+        digest=declared.digest,
+        want=want,
+        phase=Stopped(now),
+        reason="new in the configuration" if want is Want.UP else "starts when asked to (start = 'manual')",
+    )
+    return begin(replica, "new in the configuration", now) if replica.runs_wanted else (replica, NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a configuration asks of the fleet: replicas to add, and an event for each that changes or goes.
+
+    Replicas that are as declared are in neither.
+    """
+
+    added: Mapping[str, tuple[str, Declared]]
+    events: Mapping[str, Event]
+
+
+def plan(replicas: Mapping[str, Replica], declared: Mapping[str, Declared]) -> Plan:
+    """Compare what there is with what is declared."""
+    wanted = {name: (model, entry) for model, entry in declared.items() for name in replica_names(model, entry.spec)}
+    events: dict[str, Event] = {}
+    for name, replica in replicas.items():
+        if name not in wanted:
+            if not replica.removed:
+                events[name] = Removed()
+            continue
+        entry = wanted[name][1]
+        if replica.removed or replica.spec != entry.spec or replica.digest != entry.digest:
+            events[name] = Respecified(entry.spec, entry.digest)
+    return Plan({name: entry for name, entry in wanted.items() if name not in replicas}, events)
+
+
+def is_gone(replica: Replica) -> bool:
+    """Tell whether a replica that the configuration no longer has can be forgotten."""
+    return replica.removed and isinstance(replica.phase, Stopped)
+
+
+def all_still(replicas: Iterable[Replica]) -> bool:
+    """Tell whether no replica has a process, or is about to: the daemon may go."""
+    return all(isinstance(replica.phase, Stopped) for replica in replicas)

@@ -1,0 +1,209 @@
+"""The phases of a replica: a sum type, each member holding only its own data. All instants are on the core's clock.
+
+```
+            ┌──────────────────────────── want up ─────────────────────────┐
+Stopped ────┴─▶ Resolving ─▶ Spawning ─▶ Starting ─▶ Ready ─▶ Draining ─▶ Stopping ─▶ Killing
+   ▲                │            │           │          │         │           │          │
+   │                ▼            ▼           └──────────┴─────────┴─── exit ──┴──────────┘
+   │             Failed ◀──── Backoff ◀── fault ──┐                     ▼
+   └──────────────── want down ───────────────────┴──────────────── Clearing
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from modelsupd.core.events import Failure, Process
+from modelsupd.core.health import Pulse
+from modelsupd.core.restart import History
+from modelsupd.core.spec import ModelSpec
+
+
+class Want(StrEnum):
+    """What is wanted. Only operators and the configuration change it."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Halt(IntEnum):
+    """How urgently the daemon itself is going. Not durable: what is wanted does not change by it."""
+
+    NO = 0
+    DRAIN = 1
+    TERM = 2
+    KILL = 3
+
+
+class Reason(StrEnum):
+    """Why a run is ended on purpose. None of these is a failure."""
+
+    OPERATOR = "operator"
+    RESTART = "restart"
+    REPLACED = "replaced"
+    REMOVED = "removed"
+    SHUTDOWN = "shutdown"
+    STRAY = "stray"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A run's failure; it had been ready for `ready_s` seconds, None if never."""
+
+    failure: Failure
+    ready_s: float | None = None
+
+
+Cause = Reason | Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """No process, and none is wanted now."""
+
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resolving:
+    """Looking for the weights and the binary of the next run."""
+
+    since: float
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spawning:
+    """A process is about to exist; this is on disk before it does."""
+
+    since: float
+    run: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """The process exists and has not yet generated."""
+
+    since: float
+    process: Process
+    pulse: Pulse
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The engine has generated, and nothing has shown since that it no longer does."""
+
+    since: float
+    process: Process
+    pulse: Pulse
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """No new requests; those in flight may finish until `until`. A drain probe is in flight when `probing`."""
+
+    since: float
+    process: Process
+    cause: Cause
+    until: float
+    next_at: float
+    probing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """SIGTERM was sent; SIGKILL follows at `until`."""
+
+    since: float
+    process: Process
+    cause: Cause
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Killing:
+    """SIGKILL was sent; it is sent again at `until`, and the process called stuck."""
+
+    since: float
+    process: Process
+    cause: Cause
+    until: float
+    stuck: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Clearing:
+    """The engine is gone; descendants of it may not be. `again_at` is when to look again, None while looking."""
+
+    since: float
+    run: int
+    cause: Cause
+    again_at: float | None = None
+    stuck: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """The next start is due at `until`."""
+
+    since: float
+    run: int
+    failure: Failure
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Given up, until `retry_at` or, where that is None, until `inputs` change; they are looked at at `recheck_at`."""
+
+    since: float
+    run: int
+    failure: Failure
+    retry_at: float | None
+    inputs: str = ""
+    recheck_at: float | None = None
+
+
+Phase = Stopped | Resolving | Spawning | Starting | Ready | Draining | Stopping | Killing | Clearing | Backoff | Failed
+Live = Starting | Ready | Draining | Stopping | Killing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One supervised copy of a model.
+
+    `digest` is the launch digest of `spec`, `inputs` the last known fingerprint of weights and binary, `reason` the
+    words for the last change, `restarts` how often a run followed a failure.
+    """
+
+    name: str
+    model: str
+    spec: ModelSpec
+    digest: str
+    want: Want
+    phase: Phase = field(default_factory=lambda: Stopped(0.0))
+    last_run: int = 0
+    history: History = field(default_factory=History)
+    restarts: int = 0
+    inputs: str = ""
+    reason: str = ""
+    halt: Halt = Halt.NO
+    removed: bool = False
+
+    @property
+    def runs_wanted(self) -> bool:
+        """Tell whether a process should exist."""
+        return self.want is Want.UP and self.halt is Halt.NO and not self.removed
+
+    @property
+    def process(self) -> Process | None:
+        """Return the running process, if there is one."""
+        return self.phase.process if isinstance(self.phase, Live) else None
+
+
+def phase_name(phase: Phase) -> str:
+    """Return the phase as users see it: `ready`."""
+    return type(phase).__name__.lower()

@@ -1,0 +1,137 @@
+"""A replica's durable state, to and from the plain data that the journal keeps.
+
+Left out is what a new daemon finds out for itself: the pulse, probes in flight, how urgently the daemon goes. The
+spec is left out too, because it may hold secrets in `env`: the configuration is read again, and the digest tells
+whether it is still the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from modelsupd.core import health
+from modelsupd.core.events import Event, Failure, FailureClass, Process
+from modelsupd.core.phases import (
+    Backoff,
+    Cause,
+    Clearing,
+    Draining,
+    Failed,
+    Fault,
+    Killing,
+    Phase,
+    Ready,
+    Reason,
+    Replica,
+    Resolving,
+    Spawning,
+    Starting,
+    Stopped,
+    Stopping,
+    Want,
+    phase_name,
+)
+from modelsupd.core.restart import History
+from modelsupd.core.spec import ModelSpec
+
+_PHASES = {
+    kind.__name__.lower(): kind
+    for kind in (
+        Stopped, Resolving, Spawning, Starting, Ready, Draining, Stopping, Killing, Clearing, Backoff, Failed,
+    )
+}  # fmt: skip
+_VOLATILE = frozenset({"pulse", "next_at", "probing", "again_at", "recheck_at"})
+
+
+def durable(replica: Replica) -> dict[str, Any]:
+    """Return the state as plain data; two replicas with equal results need no new record."""
+    phase: dict[str, Any] = {"name": phase_name(replica.phase)}
+    for item in fields(replica.phase):
+        if item.name not in _VOLATILE:
+            phase[item.name] = _plain(getattr(replica.phase, item.name))
+    return {
+        "model": replica.model,
+        "digest": replica.digest,
+        "want": replica.want.value,
+        "phase": phase,
+        "last_run": replica.last_run,
+        "history": asdict(replica.history),
+        "restarts": replica.restarts,
+        "inputs": replica.inputs,
+        "removed": replica.removed,
+        "reason": replica.reason,
+    }
+
+
+def _plain(value: object) -> Any:  # noqa: ANN401 - plain data of any shape
+    match value:
+        case Fault():
+            return {"failure": asdict(value.failure), "ready_s": value.ready_s}
+        case Reason():
+            return value.value
+        case Process() | Failure():
+            return asdict(value)
+        case tuple():
+            return list(value)
+        case _:
+            return value
+
+
+def plain_event(event: Event) -> dict[str, Any]:
+    """Return an event as plain data, its type and its fields; a spec is left out here too."""
+    data: dict[str, Any] = {"type": type(event).__name__}
+    for item in fields(event):
+        value = getattr(event, item.name)
+        if not isinstance(value, ModelSpec):
+            data[item.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else _plain(value)
+    return data
+
+
+def restore(name: str, state: Mapping[str, Any], spec: ModelSpec, now: float) -> Replica:
+    """Return the replica of a recorded state; raises KeyError, TypeError or ValueError for what is no such state."""
+    history = state["history"]
+    return Replica(
+        name=name,
+        model=state["model"],
+        spec=spec,
+        digest=state["digest"],
+        want=Want(state["want"]),
+        phase=_phase(dict(state["phase"]), now),
+        last_run=state["last_run"],
+        history=History(tuple(history["failed_at"]), history["streak"], history["cool_downs"], history["addresses"]),
+        restarts=state["restarts"],
+        inputs=state["inputs"],
+        reason=state["reason"],
+        removed=state["removed"],
+    )
+
+
+def _phase(data: dict[str, Any], now: float) -> Phase:
+    kind = _PHASES[data.pop("name")]
+    if "process" in data:
+        data["process"] = Process(**data["process"])
+    if "failure" in data:
+        data["failure"] = _failure(data["failure"])
+    if "cause" in data:
+        data["cause"] = _cause(data["cause"])
+    if kind in (Starting, Ready):
+        data["pulse"] = health.begin(now)
+    if kind is Draining:
+        data["next_at"] = now
+    if kind is Clearing:
+        data["stuck"] = tuple(data["stuck"])
+    if kind is Failed and data["retry_at"] is None:
+        data["recheck_at"] = now
+    return kind(**data)
+
+
+def _failure(data: Mapping[str, Any]) -> Failure:
+    return Failure(FailureClass(data["kind"]), data["detail"])
+
+
+def _cause(data: Mapping[str, Any] | str) -> Cause:
+    if isinstance(data, str):
+        return Reason(data)
+    return Fault(_failure(data["failure"]), data["ready_s"])

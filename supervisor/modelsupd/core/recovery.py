@@ -1,0 +1,149 @@
+"""The journal and what is found running → the fleet to start from.
+
+Two rules:
+
+1. The journal decides what is wanted; proven processes decide what is.
+2. Nothing that runs and is wanted is touched: it is adopted under the declaration by which it was started. Only then
+   is the configuration applied, as after a reload (`fleet.plan`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from modelsupd.core import health, restart
+from modelsupd.core.actions import Action, Kill, Resolve, Terminate, Watch
+from modelsupd.core.events import Process
+from modelsupd.core.fleet import Declared, replica_names
+from modelsupd.core.moves import NOTHING, Step, begin, clear, terminate
+from modelsupd.core.phases import (
+    Clearing,
+    Draining,
+    Killing,
+    Live,
+    Ready,
+    Reason,
+    Replica,
+    Resolving,
+    Spawning,
+    Starting,
+    Stopped,
+    Stopping,
+    Want,
+)
+from modelsupd.core.record import restore
+from modelsupd.core.spec import Engine, ModelSpec, Start
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What the new daemon knows of time. `shift_s` moves an instant of the journal onto the present clock."""
+
+    now: float
+    same: bool
+    shift_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The fleet to start from, what was left undone, and processes to end before anything else is done."""
+
+    replicas: Mapping[str, Replica]
+    actions: Mapping[str, tuple[Action, ...]]
+    strays: tuple[tuple[str, Process], ...]
+
+
+def recover(
+    states: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Sequence[Process]],
+    highest: Mapping[str, int],
+    declared: Mapping[str, Declared],
+    boot: Boot,
+) -> Recovered:
+    """Return the fleet as it is, from the last recorded state of each replica and its live processes.
+
+    `highest` is the highest run number that a run directory names: a journal that could not be written for a while
+    must not lead to a number being used twice.
+    """
+    replicas: dict[str, Replica] = {}
+    actions: dict[str, tuple[Action, ...]] = {}
+    strays: list[tuple[str, Process]] = []
+    entries = {name: entry for model, entry in declared.items() for name in replica_names(model, entry.spec)}
+    for name in sorted({*states, *found}):
+        live = sorted(found.get(name, ()), key=lambda process: process.run)
+        replica = _known(name, states.get(name), entries.get(name), boot)
+        last_run = max(replica.last_run, highest.get(name, 0), live[-1].run if live else 0)
+        process = live.pop() if live and live[-1].run == last_run else None
+        # A process of an earlier run must not be: its reports would be stale, so it is ended outside the fleet.
+        strays += [(name, stray) for stray in live]
+        replicas[name], actions[name] = _resume(_caught_up(replica, last_run, boot.now), process, boot.now)
+    return Recovered(replicas, actions, tuple(strays))
+
+
+def _caught_up(replica: Replica, last_run: int, now: float) -> Replica:
+    """Return the replica knowing of the last run, of which the journal may not tell after a full disk."""
+    if last_run > replica.last_run and isinstance(replica.phase, Live | Clearing | Spawning | Resolving):
+        replica = replace(replica, phase=Stopped(now), reason=f"run {last_run} came after what the journal tells")
+    return replace(replica, last_run=last_run)
+
+
+def _known(name: str, state: Mapping[str, Any] | None, entry: Declared | None, boot: Boot) -> Replica:
+    # A replica that no configuration describes any more is still ended properly; the default limits serve for that.
+    spec = entry.spec if entry else ModelSpec(engine=Engine.COMMAND)
+    if state is None:
+        want = Want.UP if entry and entry.spec.start is Start.ALWAYS else Want.DOWN
+        digest = entry.digest if entry else ""
+        model = name.rpartition("/")[0]
+        return Replica(
+            name=name, model=model, spec=spec, digest=digest, want=want, phase=Stopped(boot.now), removed=entry is None
+        )
+    replica = restore(name, state, spec, boot.now)
+    if boot.same:
+        return replica
+    return replace(
+        replica,
+        phase=Stopped(boot.now),
+        history=restart.shifted(replica.history, boot.shift_s, boot.now),
+        reason="the machine was restarted",
+    )
+
+
+def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # noqa: PLR0911 - one case a phase
+    phase, run = replica.phase, replica.last_run
+    if process is not None and not isinstance(phase, Live | Clearing):
+        return _adopt(replica, process, now)
+    match phase:
+        case Draining(cause=Reason.SHUTDOWN) if process is not None:
+            # Whoever drained it is gone and has sent no signal yet; it is wanted, so it goes on.
+            ready = Ready(phase.since, process, health.begin(now))
+            return replace(replica, phase=ready, reason="adopted; the daemon that drained it is gone"), (Watch(run),)
+        case Starting() | Ready() | Draining():
+            words = f"run {run} adopted with pid {process.pid}" if process else replica.reason
+            return replace(replica, reason=words), (Watch(run),)
+        case Stopping():
+            return replica, (Watch(run), Terminate(run))
+        case Killing():
+            return replica, (Watch(run), Kill(run))
+        case Clearing():
+            return replica, (clear(replica),)
+        case Resolving() if replica.runs_wanted:
+            return replica, (Resolve(run),)
+        case Spawning() | Stopped() if replica.runs_wanted:
+            return begin(replica, f"{replica.reason}; taken up again" if replica.reason else "taken up again", now)
+        case Resolving() | Spawning():
+            return replace(replica, phase=Stopped(now)), NOTHING
+        case _:
+            return replica, NOTHING
+
+
+def _adopt(replica: Replica, process: Process, now: float) -> Step:
+    """Take over a process of which the journal does not tell, if it is what is wanted."""
+    words = f"run {process.run} adopted with pid {process.pid}"
+    adopted = replace(replica, phase=Starting(now, process, health.begin(now)), reason=words)
+    watch = (Watch(process.run),)
+    if replica.runs_wanted and process.digest == replica.digest:
+        return adopted, watch
+    after, actions = terminate(adopted, Reason.STRAY, f"run {process.run} was found running and is not wanted", now)
+    return after, watch + actions

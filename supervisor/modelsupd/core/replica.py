@@ -1,0 +1,397 @@
+"""One replica: what an event changes, and what is to be done about it.
+
+Two rules:
+
+1. `step` is total. Every event in every phase is legal, stale (an older run's report, which changes nothing) or
+   impossible (`InvalidTransition`); `tests/core/transitions.txt` holds the whole table.
+2. A process is left in one direction only: Draining, Stopping, Killing, Clearing. What comes after is decided once,
+   in `moves.settle`, when nothing of the run is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from modelsupd.core import health
+from modelsupd.core.actions import Kill, Recheck, Spawn, Watch
+from modelsupd.core.events import (
+    Cleared,
+    Event,
+    Exited,
+    FailureClass,
+    Halted,
+    Hurried,
+    Lagged,
+    Outcome,
+    Probed,
+    ProbeKind,
+    Rechecked,
+    Removed,
+    Resolved,
+    Respecified,
+    RestartAsked,
+    Spawned,
+    SpawnFailed,
+    StartAsked,
+    StopAsked,
+    Stuck,
+    Ticked,
+    Unresolved,
+)
+from modelsupd.core.moves import (
+    DRAIN_PAUSE_S,
+    NOTHING,
+    Step,
+    after_fault,
+    begin,
+    clear,
+    condemn,
+    end,
+    fail_internally,
+    forgiven,
+    kill,
+    probe,
+    settle,
+    terminate,
+)
+from modelsupd.core.phases import (
+    Backoff,
+    Cause,
+    Clearing,
+    Draining,
+    Failed,
+    Fault,
+    Halt,
+    Killing,
+    Live,
+    Ready,
+    Reason,
+    Replica,
+    Resolving,
+    Spawning,
+    Starting,
+    Stopped,
+    Stopping,
+    Want,
+    phase_name,
+)
+from modelsupd.core.timing import deadline
+
+__all__ = ["InvalidTransition", "Step", "deadline", "fail_internally", "step"]
+
+
+class InvalidTransition(Exception):  # noqa: N818 - named for what happened, as DESIGN and the field do
+    """An event that cannot happen in this phase. Nothing was changed; the text is the story so far."""
+
+    def __init__(self, replica: Replica, event: Event) -> None:
+        """Tell the story: who, in what phase and since when, and what came."""
+        super().__init__(
+            f"cannot apply {event} to {replica.name}: it is {phase_name(replica.phase)} ({replica.phase}), "
+            f"last run {replica.last_run}, wanted {replica.want}; before that: {replica.reason or 'nothing'}"
+        )
+
+
+def step(replica: Replica, event: Event, now: float) -> Step:
+    """Return the replica after the event, and what is to be done, in order.
+
+    Raises `InvalidTransition` for an event that cannot happen; an older run's report returns the replica unchanged.
+    """
+    run = getattr(event, "run", None)
+    if run is not None:
+        if run > replica.last_run:
+            raise InvalidTransition(replica, event)
+        if run < replica.last_run:
+            return replica, NOTHING
+    return _HANDLERS[type(event)](replica, event, now)
+
+
+# Operators and configuration
+
+
+def _start_asked(replica: Replica, event: StartAsked, now: float) -> Step:
+    changed = replica.want is not Want.UP
+    replica = replace(replica, want=Want.UP)
+    if isinstance(replica.phase, Stopped | Backoff | Failed) and replica.runs_wanted:
+        return begin(forgiven(replica), f"start asked for by {event.by}", now)
+    return (replace(replica, reason=f"start asked for by {event.by}") if changed else replica), NOTHING
+
+
+def _stop_asked(replica: Replica, event: StopAsked, now: float) -> Step:
+    changed = replica.want is not Want.DOWN
+    return _unwanted(replace(replica, want=Want.DOWN), Reason.OPERATOR, f"stop asked for by {event.by}", now, changed)
+
+
+def _restart_asked(replica: Replica, event: RestartAsked, now: float) -> Step:
+    replica = forgiven(replace(replica, want=Want.UP))
+    words = f"restart asked for by {event.by}"
+    if not replica.runs_wanted:
+        return replica, NOTHING
+    if isinstance(replica.phase, Stopped | Backoff | Failed):
+        return begin(replica, words, now)
+    return end(replica, Reason.RESTART, words, now)
+
+
+def _respecified(replica: Replica, event: Respecified, now: float) -> Step:
+    changed = event.digest != replica.digest
+    replica = replace(replica, spec=event.spec, digest=event.digest, removed=False)
+    words = "the configuration changed"
+    if not changed:
+        # A replica that was on its way out of the configuration and is in it again starts from where it is.
+        if isinstance(replica.phase, Stopped) and replica.runs_wanted:
+            return begin(replica, words, now)
+        return replica, NOTHING
+    replica = forgiven(replica)
+    if isinstance(replica.phase, Backoff | Failed | Resolving | Stopped) and replica.runs_wanted:
+        return begin(replica, words, now)
+    if isinstance(replica.phase, Starting | Ready) and replica.phase.process.digest != event.digest:
+        return end(replica, Reason.REPLACED, words, now)
+    return replica, NOTHING
+
+
+def _removed(replica: Replica, _event: Removed, now: float) -> Step:
+    words = "no longer in the configuration"
+    return _unwanted(replace(replica, removed=True), Reason.REMOVED, words, now, not replica.removed)
+
+
+def _halted(replica: Replica, _event: Halted, now: float) -> Step:
+    changed = replica.halt is Halt.NO
+    replica = replace(replica, halt=max(replica.halt, Halt.DRAIN))
+    return _unwanted(replica, Reason.SHUTDOWN, "the daemon stops", now, changed)
+
+
+def _hurried(replica: Replica, event: Hurried, now: float) -> Step:
+    replica = replace(replica, halt=Halt.KILL if event.kill else max(replica.halt, Halt.TERM))
+    phase = replica.phase
+    if isinstance(phase, Starting | Ready | Draining | Stopping) and replica.halt is Halt.KILL:
+        return kill(replica, getattr(phase, "cause", Reason.SHUTDOWN), "told to kill", now)
+    if isinstance(phase, Draining):
+        return terminate(replica, phase.cause, "told to hurry", now)
+    return _unwanted(replica, Reason.SHUTDOWN, "told to hurry", now, changed=False)
+
+
+def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed: bool) -> Step:
+    """No process is wanted any more: end one that runs, and leave every phase that waits for another."""
+    if isinstance(replica.phase, Resolving | Backoff | Failed):
+        return replace(replica, phase=Stopped(now), reason=words), NOTHING
+    if isinstance(replica.phase, Starting | Ready):
+        return end(replica, reason, words, now)
+    return (replace(replica, reason=words) if changed else replica), NOTHING
+
+
+# Time
+
+
+def _ticked(replica: Replica, _event: Ticked, now: float) -> Step:  # noqa: C901, PLR0911 - one case a phase: a table reads better whole
+    due = deadline(replica)
+    if due is None or now < due:
+        return replica, NOTHING
+    phase = replica.phase
+    match phase:
+        case Starting():
+            return _tick_starting(replica, phase, now)
+        case Ready():
+            return _tick_ready(replica, phase, now)
+        case Draining() if now >= phase.until:
+            words = f"requests were still in flight after {replica.spec.stop.drain_timeout_s:g} s"
+            return terminate(replica, phase.cause, words, now)
+        case Draining():
+            return replace(replica, phase=replace(phase, probing=True)), (probe(replica, ProbeKind.DRAIN),)
+        case Stopping():
+            return kill(replica, phase.cause, f"still there {now - phase.since:.1f} s after SIGTERM", now)
+        case Killing():
+            words = f"stuck: still there {now - phase.since:.1f} s after SIGKILL"
+            until = now + replica.spec.stop.kill_timeout_s
+            stuck = replace(replica, phase=replace(phase, until=until, stuck=True), reason=words)
+            return stuck, (Kill(replica.last_run),)
+        case Clearing():
+            looking = replace(phase, again_at=None)
+            return replace(replica, phase=looking), (clear(replica),)
+        case Failed(retry_at=None):
+            return replace(replica, phase=replace(phase, recheck_at=None)), (Recheck(replica.last_run),)
+        case Failed():
+            again = replace(replica, restarts=replica.restarts + 1)
+            return begin(again, "one more try after the cool-down", now)
+        case _:
+            return begin(replica, "the pause is over", now)
+
+
+def _tick_starting(replica: Replica, phase: Starting, now: float) -> Step:
+    limits, pulse = replica.spec.health, phase.pulse
+    if now >= phase.since + limits.start_limit_s:
+        return condemn(replica, FailureClass.START_STALLED, f"not ready after {limits.start_limit_s:g} s", now)
+    if now >= pulse.moved_at + limits.start_stall_s:
+        last = f"; last: {pulse.complaint}" if pulse.complaint else ""
+        words = f"no progress for {limits.start_stall_s:g} s{last}"
+        return condemn(replica, FailureClass.START_STALLED, words, now)
+    probing = replace(phase, pulse=replace(pulse, probe=ProbeKind.START))
+    return replace(replica, phase=probing), (probe(replica, ProbeKind.START),)
+
+
+def _tick_ready(replica: Replica, phase: Ready, now: float) -> Step:
+    limits, pulse = replica.spec.health, phase.pulse
+    hung_at = health.hung_at(pulse, limits)
+    if hung_at is not None and now >= hung_at:
+        words = (
+            f"no answer, no delivery and no progress for {now - pulse.alive_at:.1f} s, "
+            f"{pulse.failures} probes failed in a row; last: {pulse.complaint}"
+        )
+        return condemn(replica, FailureClass.HUNG, words, now)
+    kind = health.next_kind(pulse, limits, now)
+    return replace(replica, phase=replace(phase, pulse=replace(pulse, probe=kind))), (probe(replica, kind),)
+
+
+def _lagged(replica: Replica, event: Lagged, now: float) -> Step:
+    if not isinstance(replica.phase, Starting | Ready):
+        return replica, NOTHING
+    pulse = health.without(replica.phase.pulse, event.gap_s, now)
+    return replace(replica, phase=replace(replica.phase, pulse=pulse)), NOTHING
+
+
+# Weights and spawning
+
+
+def _resolved(replica: Replica, event: Resolved, now: float) -> Step:
+    phase = replica.phase
+    if isinstance(phase, Stopped):
+        return replica, NOTHING
+    if not isinstance(phase, Resolving):
+        raise InvalidTransition(replica, event)
+    spawning = Spawning(now, event.run, event.digest)
+    words = f"starting run {event.run}"
+    return replace(replica, phase=spawning, inputs=event.inputs, reason=words), (Spawn(event.run),)
+
+
+def _unresolved(replica: Replica, event: Unresolved, now: float) -> Step:
+    if isinstance(replica.phase, Stopped):
+        return replica, NOTHING
+    if not isinstance(replica.phase, Resolving):
+        raise InvalidTransition(replica, event)
+    return after_fault(replace(replica, inputs=event.inputs), Fault(event.failure), now)
+
+
+def _rechecked(replica: Replica, event: Rechecked, now: float) -> Step:
+    phase = replica.phase
+    if isinstance(phase, Stopped):
+        return replica, NOTHING
+    if not isinstance(phase, Failed):
+        raise InvalidTransition(replica, event)
+    if event.inputs == phase.inputs:
+        again = replace(phase, recheck_at=now + replica.spec.restart.recheck_s)
+        return replace(replica, phase=again), NOTHING
+    return begin(forgiven(replica), "the weights or the binary changed", now)
+
+
+def _spawned(replica: Replica, event: Spawned, now: float) -> Step:
+    phase = replica.phase
+    if not isinstance(phase, Spawning):
+        raise InvalidTransition(replica, event)
+    words = f"run {event.run} started as pid {event.process.pid}"
+    replica = replace(replica, phase=Starting(now, event.process, health.begin(now)), reason=words)
+    watch = (Watch(event.run),)
+    if replica.halt is Halt.KILL:
+        after, actions = kill(replica, Reason.SHUTDOWN, "told to kill", now)
+        return after, watch + actions
+    if not replica.runs_wanted:
+        after, actions = end(replica, _why_unwanted(replica), "no longer wanted", now)
+        return after, watch + actions
+    if event.process.digest != replica.digest:
+        after, actions = end(replica, Reason.REPLACED, "the configuration changed meanwhile", now)
+        return after, watch + actions
+    return replica, watch
+
+
+def _why_unwanted(replica: Replica) -> Reason:
+    if replica.removed:
+        return Reason.REMOVED
+    return Reason.SHUTDOWN if replica.halt is not Halt.NO else Reason.OPERATOR
+
+
+def _spawn_failed(replica: Replica, event: SpawnFailed, now: float) -> Step:
+    if not isinstance(replica.phase, Spawning):
+        raise InvalidTransition(replica, event)
+    return settle(replica, Fault(event.failure), now)
+
+
+# A running engine
+
+
+def _probed(replica: Replica, event: Probed, now: float) -> Step:
+    phase, limits = replica.phase, replica.spec.health
+    match phase:
+        case Resolving() | Spawning():
+            raise InvalidTransition(replica, event)
+        case Starting() if event.outcome is Outcome.TOKENS:
+            pulse = replace(health.begin(now), next_at=now + limits.probe_interval_s, vitals=event.vitals)
+            words = f"generates: {event.evidence}"
+            history = replace(replica.history, addresses=0)
+            ready = Ready(now, phase.process, pulse)
+            return replace(replica, phase=ready, history=history, reason=words), NOTHING
+        case Starting():
+            pulse = health.observe_start(phase.pulse, event, limits, phase.since, now)
+            return replace(replica, phase=replace(phase, pulse=pulse)), NOTHING
+        case Ready():
+            pulse = health.observe(phase.pulse, event, limits, now)
+            return replace(replica, phase=replace(phase, pulse=pulse)), NOTHING
+        case Draining() if event.kind is ProbeKind.DRAIN:
+            if event.vitals.in_flight == 0 and event.outcome is Outcome.ANSWERED:
+                return terminate(replica, phase.cause, "drained", now)
+            return replace(replica, phase=replace(phase, probing=False, next_at=now + DRAIN_PAUSE_S)), NOTHING
+        case _:
+            return replica, NOTHING
+
+
+def _exited(replica: Replica, event: Exited, now: float) -> Step:
+    phase = replica.phase
+    if not isinstance(phase, Live):
+        raise InvalidTransition(replica, event)
+    cause: Cause
+    if isinstance(phase, Draining | Stopping | Killing):
+        cause = phase.cause
+    else:
+        cause = Fault(event.failure, now - phase.since if isinstance(phase, Ready) else None)
+    words = f"run {event.run} ended: {event.exit}"
+    if isinstance(cause, Fault):
+        words = f"run {event.run} ended: {cause.failure.detail}"
+    replica = replace(replica, reason=words)
+    if event.cleared:
+        return settle(replica, cause, now)
+    return replace(replica, phase=Clearing(now, event.run, cause)), (clear(replica),)
+
+
+def _cleared(replica: Replica, event: Cleared, now: float) -> Step:
+    if not isinstance(replica.phase, Clearing):
+        raise InvalidTransition(replica, event)
+    return settle(replica, replica.phase.cause, now)
+
+
+def _stuck(replica: Replica, event: Stuck, now: float) -> Step:
+    if not isinstance(replica.phase, Clearing):
+        raise InvalidTransition(replica, event)
+    again_at = now + replica.spec.stop.kill_timeout_s
+    phase = replace(replica.phase, again_at=again_at, stuck=event.pids)
+    words = f"stuck: processes {', '.join(map(str, event.pids))} of run {event.run} withstand SIGKILL"
+    return replace(replica, phase=phase, reason=words), NOTHING
+
+
+_HANDLERS: dict[type[Any], Callable[[Replica, Any, float], Step]] = {
+    StartAsked: _start_asked,
+    StopAsked: _stop_asked,
+    RestartAsked: _restart_asked,
+    Respecified: _respecified,
+    Removed: _removed,
+    Halted: _halted,
+    Hurried: _hurried,
+    Ticked: _ticked,
+    Lagged: _lagged,
+    Resolved: _resolved,
+    Unresolved: _unresolved,
+    Rechecked: _rechecked,
+    Spawned: _spawned,
+    SpawnFailed: _spawn_failed,
+    Probed: _probed,
+    Exited: _exited,
+    Cleared: _cleared,
+    Stuck: _stuck,
+}

@@ -1,0 +1,244 @@
+"""What the operator declared.
+
+Frozen dataclasses that `config` fills from models.toml through pydantic; there is no second model of the same thing.
+Each field's metadata holds its one-line description and its range, from which come the error messages of `problems`,
+the JSON Schema and the reference page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, ClassVar
+
+#: Unknown keys are errors; pydantic reads this attribute, so that the core need not import it.
+_STRICT: dict[str, Any] = {"extra": "forbid"}
+
+#: What may follow `[models.` : what OpenAI clients send as a model's name, such as `qwen3:8b` or `org/model`.
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/+@-]{0,126}[A-Za-z0-9])?")
+
+Argument = str | int | float | bool | tuple[str | int | float, ...]
+"""One of the engine's own flags: a scalar, or several values for a flag that is repeated."""
+
+
+def _limit(
+    default: object, doc: str, *, gt: float | None = None, ge: float | None = None, le: float | None = None
+) -> Any:  # noqa: ANN401 - the same
+    bounds = {key: value for key, value in (("gt", gt), ("ge", ge), ("le", le)) if value is not None}
+    return field(default=default, metadata={"doc": doc, **bounds})
+
+
+class Engine(StrEnum):
+    """A kind of backend."""
+
+    LLAMA_CPP = "llama.cpp"
+    COMMAND = "command"
+
+
+class Start(StrEnum):
+    """When a model is started without being asked to."""
+
+    ALWAYS = "always"
+    MANUAL = "manual"
+
+
+class ProbeRequest(StrEnum):
+    """The request by which an engine shows that it generates."""
+
+    COMPLETION = "completion"
+    CHAT = "chat"
+    EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthLimits:
+    """How life is proven, and after how long its absence is a verdict. Times in seconds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    probe_interval_s: float = _limit(5.0, "pause between two probes of a ready engine", gt=0)
+    probe_timeout_s: float = _limit(10.0, "how long one probe may take", gt=0)
+    hang_after_s: float = _limit(60.0, "no answer, no delivery and no progress for this long: hung", gt=0)
+    busy_limit_s: float = _limit(
+        600.0, "how long use of CPU alone, with no probe answered, puts the verdict 'hung' off", ge=0
+    )
+    prove_every_s: float = _limit(60.0, "without delivered tokens for this long, a generation probe asks for one", gt=0)
+    start_interval_s: float = _limit(
+        0.25, "longest pause between two probes of a starting engine; a tenth of the time it has taken, if less", gt=0
+    )
+    start_stall_s: float = _limit(300.0, "a start without any progress for this long has stalled", gt=0)
+    start_limit_s: float = _limit(3600.0, "hard cap on one start, progress or not", gt=0)
+    probe_request: ProbeRequest | None = _limit(
+        None, "request that proves generation; by default 'completion' for llama.cpp, 'chat' for command"
+    )
+    probe_tokens: int = _limit(4, "tokens that a generation probe asks for", gt=0)
+    alive_path: str | None = _limit(
+        None, "path whose 200 shows that the server answers; by default the engine's own, for command '/v1/models'"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopLimits:
+    """How an engine is ended. Times in seconds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    drain_timeout_s: float = _limit(30.0, "how long requests in flight may take to finish", ge=0)
+    term_timeout_s: float = _limit(10.0, "between SIGTERM and SIGKILL", ge=0)
+    load_term_timeout_s: float = _limit(2.0, "the same while the engine still loads", ge=0)
+    kill_timeout_s: float = _limit(10.0, "after SIGKILL, before a process is called stuck", gt=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """What follows a failure. Times in seconds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    healthy_after_s: float = _limit(10.0, "ready for this long: the next crash is restarted at once", ge=0)
+    backoff_initial_s: float = _limit(1.0, "first pause of a repeated crash", gt=0)
+    backoff_factor: float = _limit(2.0, "by what the pause grows", ge=1)
+    backoff_max_s: float = _limit(60.0, "longest pause", gt=0)
+    jitter: float = _limit(0.1, "part by which a pause is stretched at most, derived from name and run", ge=0, le=1)
+    max_crashes: int = _limit(5, "more failures than this within window_s: failed", ge=0)
+    window_s: float = _limit(600.0, "the window in which failures are counted", gt=0)
+    cool_down_s: float = _limit(300.0, "a failed replica is tried once more after this long", gt=0)
+    cool_down_factor: float = _limit(2.0, "by what the cool-down grows", ge=1)
+    cool_down_max_s: float = _limit(3600.0, "longest cool-down", gt=0)
+    recheck_s: float = _limit(
+        5.0, "how often weights, binary and config of a replica that failed for good are looked at for a change", gt=0
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLimits:
+    """How much of an engine's output is kept."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    max_bytes: int = _limit(16 * 1024 * 1024, "size at which a run's log is rotated", ge=4096)
+    files: int = _limit(3, "rotated files kept beside the current one, per run", ge=0, le=1000)
+    keep_runs: int = _limit(10, "ended runs of a replica whose logs are kept", ge=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A `[models.NAME]` entry: what clients ask for, and how it is run."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    engine: Engine = field(metadata={"doc": "kind of backend: llama.cpp | command"})
+    weights: str | None = _limit(None, "path of a local file or folder, relative to models.toml")
+    command: tuple[str, ...] = _limit(
+        (), "for engine = command: the argv; {socket}, or {host} and {port}, {weights} and {model} are filled in"
+    )
+    binary: str | None = _limit(None, "the engine's binary, over [engines]")
+    aliases: tuple[str, ...] = _limit((), "further names by which clients may ask for it")
+    replicas: int = _limit(1, "how many copies run", ge=1, le=512)
+    gpus: int = _limit(0, "GPUs per replica", ge=0)
+    start: Start = _limit(Start.ALWAYS, "always | manual")
+    args: Mapping[str, Argument] = field(
+        default_factory=dict, metadata={"doc": "the engine's own flags, in its own names"}
+    )
+    env: Mapping[str, str] = field(
+        default_factory=dict, metadata={"doc": "added to an environment that is built, not inherited"}
+    )
+    health: HealthLimits = field(default_factory=HealthLimits, metadata={"doc": "limits of health"})
+    stop: StopLimits = field(default_factory=StopLimits, metadata={"doc": "limits of stopping"})
+    restart: RestartPolicy = field(default_factory=RestartPolicy, metadata={"doc": "what follows a failure"})
+    log: LogLimits = field(default_factory=LogLimits, metadata={"doc": "how much output is kept"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """An `[engines.KIND]` entry: where an engine lives."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    binary: str | None = _limit(None, "path of the engine's binary; by default found on PATH")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalLimits:
+    """How much history the journal keeps."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    segment_bytes: int = _limit(8 * 1024 * 1024, "size at which a new segment is opened from a snapshot", ge=65536)
+    keep_bytes: int = _limit(64 * 1024 * 1024, "history kept, in bytes", ge=0)
+    keep_days: float = _limit(90.0, "history kept, in days", ge=0)
+    reserve_bytes: int = _limit(1024 * 1024, "space held back for when the disk is full", ge=4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonSpec:
+    """The `[daemon]` entry. Empty paths mean the defaults for root or for a plain user."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    state_dir: str | None = _limit(None, "journal, logs, verdicts")
+    runtime_dir: str | None = _limit(None, "sockets, live runs")
+    metrics_listen: str | None = _limit("127.0.0.1:9310", "loopback address of the Prometheus scrape; '' for none")
+    log_level: str = _limit("info", "debug | info | warning | error")
+    journal: JournalLimits = field(default_factory=JournalLimits, metadata={"doc": "how much history is kept"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """All of models.toml."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    daemon: DaemonSpec = field(default_factory=DaemonSpec, metadata={"doc": "the daemon itself"})
+    engines: Mapping[str, EngineSpec] = field(default_factory=dict, metadata={"doc": "where engines live"})
+    models: Mapping[str, ModelSpec] = field(default_factory=dict, metadata={"doc": "what clients may ask for"})
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a declaration: the setting's path, its value, and why it cannot be used."""
+
+    path: tuple[str, ...]
+    value: object
+    why: str
+
+
+def out_of_range(spec: object, path: tuple[str, ...] = ()) -> Iterator[Problem]:
+    """Yield every number of a spec, nested ones included, that is outside the range its field declares."""
+    for item in fields(spec):  # type: ignore[arg-type]  # every caller passes one of the dataclasses above
+        value = getattr(spec, item.name)
+        here = (*path, item.name)
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if dataclasses.is_dataclass(inner):
+                    yield from out_of_range(inner, (*here, key))
+        elif dataclasses.is_dataclass(value):
+            yield from out_of_range(value, here)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield from _number_problems(value, item.metadata, here)
+
+
+def _number_problems(value: float, bounds: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Problem]:
+    if not math.isfinite(value):
+        yield Problem(path, value, "must be a finite number")
+    elif "gt" in bounds and value <= bounds["gt"]:
+        yield Problem(path, value, f"must be greater than {bounds['gt']}")
+    elif "ge" in bounds and value < bounds["ge"]:
+        yield Problem(path, value, f"must be at least {bounds['ge']}")
+    elif "le" in bounds and value > bounds["le"]:
+        yield Problem(path, value, f"must be at most {bounds['le']}")
+
+
+def launch_digest(spec: ModelSpec, binary: str = "") -> str:
+    """Return 16 hex digits that change when, and only when, the engine's process would be started differently.
+
+    Limits, aliases and the number of replicas are the supervisor's own and can change under a running engine.
+    """
+    launched = {
+        "engine": spec.engine,
+        "weights": spec.weights,
+        "command": spec.command,
+        "binary": spec.binary or binary,
+        "gpus": spec.gpus,
+        "args": dict(spec.args),
+        "env": dict(spec.env),
+        "log": dataclasses.asdict(spec.log),
+    }
+    return hashlib.sha256(json.dumps(launched, sort_keys=True).encode()).hexdigest()[:16]

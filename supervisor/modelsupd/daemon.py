@@ -1,0 +1,389 @@
+"""`modelsupd run`: puts the parts together, recovers, serves, and goes as it is asked to.
+
+Three ways to go: SIGTERM or SIGINT drains and stops every engine (again: skip the drain; a third time: kill);
+SIGUSR1 leaves, engines untouched, for the next daemon to adopt; a crash does the same unasked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+import uvloop
+
+from modelsupd import __version__
+from modelsupd.config import Config
+from modelsupd.control.port import LaunchPlan
+from modelsupd.control.server import serve as serve_control
+from modelsupd.core.events import Event, Halted, Hurried, RestartAsked, StartAsked, StopAsked
+from modelsupd.core.fleet import Declared, all_still, fresh, plan, targets
+from modelsupd.core.phases import Clearing, Killing, Live, Replica
+from modelsupd.core.recovery import Boot, recover
+from modelsupd.core.spec import ModelSpec, launch_digest
+from modelsupd.engines.base import adapter
+from modelsupd.errors import ModelsupdError, Refused
+from modelsupd.metrics import Metrics
+from modelsupd.metrics import serve as serve_metrics
+from modelsupd.narrator import Narrator
+from modelsupd.runtime.driver import Driver
+from modelsupd.runtime.effects import RuntimeEffects
+from modelsupd.runtime.identity import boot_id
+from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable, history
+from modelsupd.runtime.orphans import reap_orphans
+from modelsupd.runtime.paths import LockedError, hold
+from modelsupd.runtime.process import Found, Processes
+from modelsupd.runtime.rundir import RunDir
+from modelsupd.runtime.systemd import Notifier
+
+log = structlog.get_logger("daemon")
+
+#: How often the daemon looks after what is its own: journal, watchdog, orphans. In seconds.
+ROUND_S = 1.0
+
+#: How much more time is asked of the service manager while engines are being stopped, in seconds.
+EXTEND_BY_S = 10.0
+
+#: How long processes that must not be are given to go, at start, in seconds.
+STRAY_TIMEOUT_S = 10.0
+
+_COMMANDS: Mapping[str, Callable[[str], Event]] = {"start": StartAsked, "stop": StopAsked, "restart": RestartAsked}
+
+
+def run(config: Config, reread: Callable[[], Config]) -> int:
+    """Supervise until told to go; return the exit status. `reread` reads the configuration again.
+
+    Raises ModelsupdError where it cannot start: another daemon holds a directory, the journal is damaged.
+    """
+    held: list[int] = []
+    try:
+        held.append(hold(config.state_dir))
+        held.append(hold(config.runtime_dir))
+        journal, reading = Journal.open(config.state_dir / "journal", config.declaration.daemon.journal)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Daemon(config, reread, journal).main(reading))
+    except (LockedError, Damaged) as error:
+        raise ModelsupdError(f"cannot start: {error}") from error
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+class Daemon:
+    """The daemon; it is also what the admin API and the metrics see (`control.port.Port`), and observes the driver."""
+
+    def __init__(self, config: Config, reread: Callable[[], Config], journal: Journal) -> None:
+        """Prepare; nothing is touched before `main`."""
+        self.version = __version__
+        self.pid = os.getpid()
+        self.started_at = time.monotonic()
+        self.state_dir: Path = config.state_dir
+        self.runtime_dir: Path = config.runtime_dir
+        self._config = config
+        self._reread = reread
+        self._journal = journal
+        self._notify = Notifier()
+        self._narrator = Narrator()
+        self._processes = Processes(config.runtime_dir, config.state_dir)
+        self._effects = RuntimeEffects(self._processes, lambda: self._config.declaration.engines)
+        self._metrics = Metrics(self, self._processes)
+        self._followers: set[asyncio.Queue[Mapping[str, Any]]] = set()
+        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._leaving = False
+        self._driver: Driver
+
+    async def main(self, reading: Reading) -> int:
+        """Recover, serve until a signal says otherwise, and go."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            loop.add_signal_handler(number, self._signals.put_nowait, number)
+        for warning in self._config.warnings:
+            log.warning(warning)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self._journal.close)
+            self._journal.on_sync = self._metrics.synced
+            stack.push_async_callback(self._processes.close)
+            await self._processes.open()
+            self._driver = Driver(self._journal, self._effects, self, wall=lambda: datetime.now(UTC))
+            stack.push_async_callback(self._driver.close)
+            await self._recover(reading)
+            stack.push_async_callback(await serve_control(self, self.runtime_dir))
+            if self._config.metrics_listen is not None:
+                stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
+            rounds = asyncio.create_task(self._rounds())
+            stack.callback(rounds.cancel)
+            self._notify.tell(READY=1, STATUS=f"supervising {len(self._driver.replicas)} replicas")
+            log.info("ready", pid=self.pid, version=self.version, config=str(self._config.path))
+            return await self._serve()
+
+    async def _serve(self) -> int:
+        while True:
+            match await self._signals.get():
+                case signal.SIGHUP:
+                    await self._reload_for_signal()
+                case signal.SIGUSR1:
+                    log.info("leaving; engines go on")
+                    await self._note("left; engines go on")
+                    return 0
+                case _:
+                    return await self._go()
+
+    async def _go(self) -> int:
+        """Stop every engine; each further signal is one more reason to hurry."""
+        self._leaving = True
+        self._notify.tell(STOPPING=1, STATUS="stopping engines", EXTEND_TIMEOUT_USEC=int(EXTEND_BY_S * 1e6))
+        log.info("stopping every engine; a second signal skips the drain, a third kills")
+        await self._tell_all(Halted())
+        still = asyncio.create_task(self._driver.until(_over))
+        hurried = 0
+        while not still.done():
+            next_signal = asyncio.create_task(self._signals.get())
+            await asyncio.wait({still, next_signal}, return_when=asyncio.FIRST_COMPLETED)
+            if next_signal.done() and next_signal.result() in (signal.SIGTERM, signal.SIGINT):
+                hurried += 1
+                log.info("told to hurry" if hurried == 1 else "told to kill")
+                await self._tell_all(Hurried(kill=hurried > 1))
+            next_signal.cancel()
+        stuck = [name for name, replica in self._driver.replicas.items() if not all_still([replica])]
+        await self._note("stopped" if not stuck else f"stopped, but for processes that cannot be killed: {stuck}")
+        if stuck:
+            log.error("left behind what cannot be killed", replicas=stuck)
+        else:
+            log.info("stopped")
+        return 1 if stuck else 0
+
+    async def _tell_all(self, event: Event) -> None:
+        for name in list(self._driver.replicas):
+            self._driver.put(name, event)
+
+    async def _note(self, words: str) -> None:
+        body = {"kind": "note", "at": self.now(), "wall": datetime.now(UTC).isoformat(), "why": words}
+        try:
+            self.recorded(await self._journal.append(body), body)
+        except Unwritable as error:
+            log.warning("record lost", error=str(error), why=words)
+
+    async def _rounds(self) -> None:
+        """Look after what is the daemon's own, once a second."""
+        fed_at = 0.0
+        while True:
+            await asyncio.sleep(ROUND_S)
+            reap_orphans({self._processes.spawner_pid})
+            if self._journal.read_only is not None and await self._journal.probe_writable():
+                log.info("the journal can be written again")
+            if self._journal.read_only is None:
+                await self._driver.catch_up()
+            if self._leaving:
+                self._notify.extend(EXTEND_BY_S)
+            watchdog_s = self._notify.watchdog_s
+            if watchdog_s is not None and self.now() - fed_at >= watchdog_s / 4 and self._driver.progressing():
+                self._notify.tell(WATCHDOG=1)
+                fed_at = self.now()
+
+    # Recovery and configuration
+
+    async def _recover(self, reading: Reading) -> None:
+        now, wall_s = time.monotonic(), time.time()
+        found = await self._processes.scan()
+        start = reading.start
+        shift_s = now - (wall_s - start["wall_s"]) - start["at"] if start else 0.0
+        boot = Boot(now, same=bool(start and start["boot_id"] == boot_id()), shift_s=shift_s)
+        live: dict[str, list[Found]] = {}
+        for run in found:
+            if run.process is not None:
+                live.setdefault(run.replica, []).append(run)
+        names = {*reading.states, *(run.replica for run in found)}
+        recovered = recover(
+            reading.states,
+            {name: [run.process for run in runs if run.process is not None] for name, runs in live.items()},
+            {name: self._processes.highest_run(name) for name in names},
+            self._declared(),
+            boot,
+        )
+        body = {
+            "kind": "start",
+            "at": now,
+            "wall": datetime.now(UTC).isoformat(),
+            "wall_s": wall_s,
+            "boot_id": boot_id(),
+        }
+        body |= {"pid": self.pid, "version": self.version, "why": f"modelsupd {self.version} started"}
+        try:
+            await self._journal.append(body)
+        except Unwritable as error:
+            log.warning("record lost", error=str(error))
+        await self._clear_up(found, recovered.replicas, recovered.strays)
+        for name, replica in recovered.replicas.items():
+            self._driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
+        self._apply()
+
+    async def _clear_up(
+        self, found: list[Found], replicas: Mapping[str, Replica], strays: tuple[tuple[str, Any], ...]
+    ) -> None:
+        """End what must not be, and remove what ended runs left in the runtime directory."""
+        ended = {(name, process.run) for name, process in strays}
+        if ended:
+            log.warning("ending processes of runs that are over", runs=[f"{name}#{run}" for name, run in sorted(ended)])
+            await self._processes.end_strays([run for run in found if (run.replica, run.run) in ended], STRAY_TIMEOUT_S)
+        for run in found:
+            replica = replicas.get(run.replica)
+            watched = replica is not None and isinstance(replica.phase, Live | Clearing) and replica.last_run == run.run
+            if run.process is None and not watched:
+                await self._processes.clear(run.replica, run.run, STRAY_TIMEOUT_S)
+
+    def _declared(self) -> dict[str, Declared]:
+        declaration = self._config.declaration
+        return {
+            name: Declared(
+                spec, launch_digest(spec, adapter(spec.engine).binary(spec, declaration.engines.get(spec.engine)))
+            )
+            for name, spec in declaration.models.items()
+        }
+
+    def _apply(self) -> tuple[str, ...]:
+        """Bring the fleet to what is declared; return what changes, in words."""
+        planned = plan(self._driver.replicas, self._declared())
+        words = []
+        for name, (model, declared) in planned.added.items():
+            replica, actions = fresh(name, model, declared, self.now())
+            self._driver.introduce(replica, actions, "Declared", existed=False)
+            words.append(f"{name}: new")
+        for name, event in planned.events.items():
+            words.append(f"{name}: {type(event).__name__.lower()}")
+            self._driver.put(name, event)
+        return tuple(words)
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration again; return what changes, in words. Raises ConfigError, changing nothing."""
+        config = self._reread()
+        if self._journal.read_only is not None and not await self._journal.probe_writable():
+            raise Refused(f"cannot reload now: the journal cannot be written: {self._journal.read_only}")
+        if self._leaving:
+            raise Refused("cannot reload: the daemon is stopping")
+        fixed = [
+            f"{what}: takes effect when the daemon is restarted"
+            for what, changed in (
+                ("daemon.state_dir", config.state_dir != self.state_dir),
+                ("daemon.runtime_dir", config.runtime_dir != self.runtime_dir),
+                ("daemon.metrics_listen", config.metrics_listen != self._config.metrics_listen),
+                ("daemon.journal", config.declaration.daemon.journal != self._config.declaration.daemon.journal),
+                ("daemon.log_level", config.declaration.daemon.log_level != self._config.declaration.daemon.log_level),
+            )
+            if changed
+        ]
+        self._config = config
+        words = self._apply()
+        log.info("configuration read again", changes=list(words) or "none", config=str(config.path))
+        return (*words, *fixed)
+
+    async def _reload_for_signal(self) -> None:
+        self._notify.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+        try:
+            await self.reload()
+        except ModelsupdError as error:
+            log.warning("configuration not changed", error=str(error))
+        self._notify.tell(READY=1)
+
+    # What the admin API and the metrics see
+
+    def now(self) -> float:
+        """Return the present instant."""
+        return time.monotonic()
+
+    def wall(self, at: float) -> datetime:
+        """Return the wall time, in UTC, of an instant of this boot."""
+        return datetime.now(UTC) - timedelta(seconds=time.monotonic() - at)
+
+    def replicas(self) -> Mapping[str, Replica]:
+        """Return the published state."""
+        return self._driver.replicas
+
+    def models(self) -> Mapping[str, ModelSpec]:
+        """Return what is declared, by name."""
+        return self._config.declaration.models
+
+    def journal(self) -> tuple[int, str | None]:
+        """Return the last sequence number and, when operators' commands are refused, why."""
+        return self._journal.seq, self._journal.read_only
+
+    async def command(self, verb: str, target: str, by: str) -> tuple[str, ...]:
+        """Carry out `start`, `stop` or `restart`; return the replicas meant, once their records are on disk."""
+        if self._leaving:
+            raise Refused(f"cannot {verb} '{target}': the daemon is stopping")
+        names = targets(self._driver.replicas, target)
+        outcomes = await asyncio.gather(
+            *(self._driver.ask(name, _COMMANDS[verb](by)) for name in names), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return names
+
+    def launch_plan(self, replica: str) -> LaunchPlan:
+        """Return how the replica's engine is started. Raises KeyError for an unknown one."""
+        known = self._driver.replicas[replica]
+        launch = self._effects.launch(known, known.last_run if known.process else known.last_run + 1)
+        place = RunDir.of(self.runtime_dir, self.state_dir, replica, launch.run)
+        endpoint = urlsplit(known.process.endpoint) if known.process else None
+        fill = {
+            "{socket}": str(place.socket),
+            "{host}": "127.0.0.1",
+            "{port}": str(endpoint.port) if endpoint and endpoint.port else "8080",
+            "{tmp}": str(place.state / "tmp"),
+        }
+        return LaunchPlan(
+            tuple(_filled(word, fill) for word in launch.argv),
+            {key: _filled(value, fill) for key, value in launch.env.items()},
+            frozenset(known.spec.env),
+        )
+
+    async def records(self, after_seq: int) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written."""
+        queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+        self._followers.add(queue)
+        try:
+            last = after_seq
+            kept = await asyncio.to_thread(lambda: list(history(self.state_dir / "journal", after_seq=after_seq)))
+            for record in kept:
+                last = max(last, record["seq"])
+                yield record
+            while True:
+                record = dict(await queue.get())
+                if record["seq"] > last:
+                    yield record
+        finally:
+            self._followers.discard(queue)
+
+    # What the driver tells
+
+    def changed(self, before: Replica | None, after: Replica, event: Event | str) -> None:
+        """Pass a change on to the log and the metrics."""
+        self._narrator.changed(before, after, event)
+        self._metrics.changed(before, after, event)
+
+    def recorded(self, seq: int, body: Mapping[str, Any]) -> None:
+        """Pass a record on to those who follow the journal."""
+        for queue in self._followers:
+            queue.put_nowait({"v": 1, "seq": seq, **body})
+
+
+def _filled(text: str, fill: Mapping[str, str]) -> str:
+    for placeholder, value in fill.items():
+        text = text.replace(placeholder, value)
+    return text
+
+
+def _over(replicas: Mapping[str, Replica]) -> bool:
+    """Tell whether the daemon can go: nothing runs any more but what withstood SIGKILL."""
+    return all(
+        all_still([replica]) or (isinstance(replica.phase, Killing | Clearing) and bool(replica.phase.stuck))
+        for replica in replicas.values()
+    )

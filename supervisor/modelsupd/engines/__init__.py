@@ -1,0 +1,1 @@
+"""DESCRIBES one kind of engine each: argv, environment, endpoints, how to read progress and failures. No I/O."""

@@ -1,0 +1,1 @@
+"""ACTS: one module for each kind of effect, and no decisions."""

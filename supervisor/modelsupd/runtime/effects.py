@@ -1,0 +1,183 @@
+"""What the driver's actions do in the world. Decides nothing: each action is carried out and ends by its event."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from modelsupd.core.actions import Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.events import (
+    Cleared,
+    Event,
+    Exit,
+    Exited,
+    Failure,
+    FailureClass,
+    Outcome,
+    Probed,
+    ProbeKind,
+    Rechecked,
+    Resolved,
+    Spawned,
+    SpawnFailed,
+    Stuck,
+    Unresolved,
+    Vitals,
+)
+from modelsupd.core.phases import Replica, Spawning
+from modelsupd.core.spec import EngineSpec
+from modelsupd.engines.base import adapter
+from modelsupd.runtime.inputs import look
+from modelsupd.runtime.probe import probe
+from modelsupd.runtime.process import (
+    Launch,
+    Processes,
+    SpawnError,
+    TreeVitals,
+    connections,
+    listener_is_ours,
+)
+
+#: Time beyond the declared limits that a shim gives the daemon to follow up a stop before it acts by itself.
+BACKSTOP_MARGIN_S = 5.0
+
+#: A probe that takes longer than this has its engine's process tree looked at for work.
+SLOW_AFTER_S = 1.0
+
+_SIGKILL = 9
+
+
+class RuntimeEffects:
+    """Spawns, probes, signals and clears, for real."""
+
+    def __init__(self, processes: Processes, engines: Callable[[], Mapping[str, EngineSpec]]) -> None:
+        """Use `processes`; `engines` returns the present `[engines]` declarations."""
+        self._processes = processes
+        self._engines = engines
+        self._oom_kills: dict[tuple[str, int], int] = {}
+
+    async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: PLR0911 - one case an action
+        """Carry out one action."""
+        name = replica.name
+        match action:
+            case Resolve():
+                return await self._resolve(replica, action)
+            case Recheck(run=run):
+                inputs = await asyncio.to_thread(look, replica.spec, self._engine(replica))
+                return Rechecked(run, inputs.fingerprint)
+            case Spawn():
+                return await self._spawn(replica, action)
+            case Watch(run=run):
+                return await self._watch(replica, run)
+            case Probe():
+                return await self._probe(replica, action)
+            case Terminate(run=run):
+                self._processes.terminate(name, run)
+                return None
+            case Kill(run=run):
+                self._processes.kill(name, run)
+                return None
+            case Clear(run=run, timeout_s=timeout_s):
+                left = await self._processes.clear(name, run, timeout_s)
+                return Stuck(run, left) if left else Cleared(run)
+
+    def _engine(self, replica: Replica) -> EngineSpec | None:
+        return self._engines().get(replica.spec.engine)
+
+    async def _resolve(self, replica: Replica, action: Resolve) -> Event:
+        inputs = await asyncio.to_thread(look, replica.spec, self._engine(replica))
+        if inputs.failure is not None:
+            return Unresolved(action.run, inputs.failure, inputs.fingerprint)
+        return Resolved(action.run, replica.digest, inputs.fingerprint)
+
+    async def _spawn(self, replica: Replica, action: Spawn) -> Event:
+        phase, spec = replica.phase, replica.spec
+        assert isinstance(phase, Spawning)  # noqa: S101 - the core asks for a spawn in this phase only
+        self._processes.prune(replica.name, spec.log.keep_runs)
+        self._oom_kills[replica.name, action.run] = oom_kills()
+        try:
+            return Spawned(action.run, await self._processes.spawn(self.launch(replica, action.run)))
+        except SpawnError as error:
+            return SpawnFailed(action.run, error.failure)
+
+    def launch(self, replica: Replica, run: int) -> Launch:
+        """Return how a run of the replica is started."""
+        spec = replica.spec
+        inputs = look(spec, self._engine(replica))
+        command = adapter(spec.engine).command(replica.model, spec, binary=inputs.binary, weights=spec.weights)
+        return Launch(
+            replica=replica.name,
+            run=run,
+            digest=replica.digest,
+            argv=command.argv,
+            env=command.env,
+            listen=command.listen,
+            log_max_bytes=spec.log.max_bytes,
+            log_files=spec.log.files,
+            backstop_s=spec.stop.term_timeout_s + spec.stop.kill_timeout_s + BACKSTOP_MARGIN_S,
+        )
+
+    async def _watch(self, replica: Replica, run: int) -> Event:
+        ended = await self._processes.wait(replica.name, run)
+        tail = self._processes.log_tail(replica.name, run)
+        failure = adapter(replica.spec.engine).classify(ended.exit, tail)
+        ooms_before = self._oom_kills.pop((replica.name, run), None)
+        if failure.kind is FailureClass.CRASH:
+            failure = self._without_memory(ended.exit, ooms_before) or failure
+            if ended.note:
+                failure = Failure(failure.kind, f"{failure.detail} ({ended.note})")
+        if ended.cleared:
+            await self._processes.clear(replica.name, run, replica.spec.stop.kill_timeout_s)
+        return Exited(run, ended.exit, failure, ended.cleared)
+
+    @staticmethod
+    def _without_memory(exit: Exit, ooms_before: int | None) -> Failure | None:  # noqa: A002 - the word for it
+        """Say "likely" of a SIGKILL that was not ours while the kernel's count of such kills rose."""
+        if exit.signal != _SIGKILL or ooms_before is None or oom_kills() <= ooms_before:
+            return None
+        words = "killed by signal 9, not by modelsupd, and the kernel's oom_kill count rose: likely out of host memory"
+        return Failure(FailureClass.OUT_OF_MEMORY, words)
+
+    async def _probe(self, replica: Replica, action: Probe) -> Event:
+        process, spec, kind, run = replica.process, replica.spec, action.kind, action.run
+        assert process is not None  # noqa: S101 - the core probes running processes only
+        engine = adapter(spec.engine)
+        if kind is ProbeKind.DRAIN and engine.request(kind, replica.model, spec) is None:
+            vitals = Vitals(in_flight=connections(process.endpoint))
+            return Probed(run, kind, Outcome.ANSWERED, f"{vitals.in_flight} connections open", vitals, vitals)
+        # Reading a process tree costs more than the probe of a healthy engine, so only what is slow to answer is
+        # looked at, first while it keeps us waiting and again at the end. A start is always looked at.
+        first: list[TreeVitals] = []
+        sampler = asyncio.get_running_loop().call_later(
+            min(SLOW_AFTER_S, action.timeout_s / 4),
+            lambda: first.append(self._processes.vitals(replica.name, run)),
+        )
+        try:
+            outcome, evidence, delivered, in_flight, took_s = await probe(
+                engine, kind, replica.model, spec, process.endpoint, action.timeout_s
+            )
+        finally:
+            sampler.cancel()
+        if kind is ProbeKind.START and outcome is Outcome.TOKENS and not listener_is_ours(process):
+            outcome, evidence = Outcome.FAILED, f"{process.endpoint} is answered by a process that is not ours"
+        last = self._processes.vitals(replica.name, run) if first or kind is ProbeKind.START else TreeVitals()
+        before = _vitals(first[0] if first else last)
+        return Probed(run, kind, outcome, evidence, before, _vitals(last, delivered, in_flight), took_s)
+
+
+def _vitals(tree: TreeVitals, delivered: int | None = None, in_flight: int | None = None) -> Vitals:
+    return Vitals(tree.cpu_s, tree.read_bytes, tree.log_bytes, delivered, in_flight)
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory since boot, 0 where it does not tell.
+
+    `oom_kill` of /proc/vmstat counts kills by a cgroup's limit as well (Linux, mm/oom_kill.c).
+    """
+    try:
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0

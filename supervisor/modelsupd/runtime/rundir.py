@@ -1,0 +1,156 @@
+"""The two directories of a run, and what stands in them.
+
+| file | by whom | what |
+|---|---|---|
+| RUNTIME `spec.json` | daemon, before the spawn | all that the shim needs; holds the environment, so it is 0600 |
+| RUNTIME `lock` | shim, for life | "a shim lives" |
+| RUNTIME `run.json` | shim, once exec worked | who shim and engine are, and the endpoint |
+| RUNTIME `counters` | shim | bytes of output read and lost |
+| RUNTIME `void` | daemon, holding the lock | this run was given up: a late shim goes |
+| STATE `log`, `log.1` … | shim | the engine's output |
+| STATE `exit.json` | shim | how it ended; in RUNTIME if STATE cannot be written |
+| STATE `tmp/` | engine | its TMPDIR |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelsupd.runtime import paths
+from modelsupd.runtime.shim.log import COUNTERS
+from modelsupd.runtime.shim.shim import write_json
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):  # absent, or cut short by a power cut: either way nothing is known
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Where one run's files are."""
+
+    runtime: Path
+    state: Path
+
+    @classmethod
+    def of(cls, runtime_dir: Path, state_dir: Path, replica: str, run: int) -> RunDir:
+        """Return the place of a run; nothing is made."""
+        return cls(
+            runtime_dir / "runs" / paths.runtime_name(replica, run),
+            state_dir / "runs" / paths.state_name(replica, run),
+        )
+
+    @property
+    def socket(self) -> Path:
+        """Return where the engine's unix socket is."""
+        return self.runtime / "engine.sock"
+
+    def make(self) -> Path:
+        """Make both directories; return the engine's TMPDIR.
+
+        Raises FileExistsError where this run was begun before. If STATE cannot be written, the run goes on without a
+        log and with its TMPDIR in RUNTIME: a full disk must not stop a restart.
+        """
+        paths.make_private(self.runtime.parent)
+        self.runtime.mkdir(mode=0o700)
+        try:
+            paths.make_private(self.state)
+            (self.state / "exit.json").unlink(missing_ok=True)  # of a run with this number before RUNTIME was lost
+            return paths.make_private(self.state / "tmp")
+        except OSError:
+            return paths.make_private(self.runtime / "tmp")
+
+    def write_spec(self, spec: dict[str, Any]) -> None:
+        """Write spec.json."""
+        write_json(str(self.runtime / "spec.json"), spec)
+
+    def read_spec(self) -> dict[str, Any] | None:
+        """Return spec.json, None if there is none."""
+        return _read_json(self.runtime / "spec.json")
+
+    def read_run(self) -> dict[str, Any] | None:
+        """Return run.json, None if the engine was never started."""
+        return _read_json(self.runtime / "run.json")
+
+    def read_exit(self) -> dict[str, Any] | None:
+        """Return exit.json, None if the shim could not write it."""
+        return _read_json(self.state / "exit.json") or _read_json(self.runtime / "exit.json")
+
+    def log_bytes(self) -> int | None:
+        """Return how many bytes of output the shim has read, None if that is not known."""
+        try:
+            raw = (self.runtime / "counters").read_bytes()
+        except OSError:
+            return None
+        return int(COUNTERS.unpack(raw)[0]) if len(raw) == COUNTERS.size else None
+
+    def void(self) -> bool:
+        """Give the run up, unless a shim lives: take the lock, mark the directory, let go. Return whether that worked.
+
+        A directory that is gone is given up already.
+        """
+        try:
+            fd = os.open(self.runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (self.runtime / "void").touch(mode=0o600)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def lock_holders(self) -> tuple[int, ...]:
+        """Return the pids that /proc/locks names for the lock file."""
+        try:
+            inode = (self.runtime / "lock").stat().st_ino
+        except FileNotFoundError:
+            return ()
+        rows = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
+        return tuple(int(row[4]) for row in rows if row[1] == "FLOCK" and row[5].rpartition(":")[2] == str(inode))
+
+    async def remove(self) -> None:
+        """Remove what only a live run needs: the RUNTIME directory and the engine's TMPDIR. Log and exit.json stay."""
+        kept = _read_json(self.runtime / "exit.json")
+        if kept is not None and self.state.is_dir():
+            with contextlib.suppress(OSError):
+                write_json(str(self.state / "exit.json"), kept)
+        away = self.runtime.with_name(f".{self.runtime.name}.gone")
+        # Renamed first, so that a shim that is late by hours finds nothing rather than a directory without `void`.
+        with contextlib.suppress(FileNotFoundError):
+            self.runtime.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (self.state / "exit.json.tmp").unlink()
+        try:
+            (self.state / "tmp").rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # an engine left files there, maybe many
+            await asyncio.to_thread(shutil.rmtree, self.state / "tmp", ignore_errors=True)
+
+
+def all_in(runtime_dir: Path, state_dir: Path) -> list[tuple[str, int, RunDir]]:
+    """Return replica, run and place of every run directory in RUNTIME that says whose it is."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for directory in sorted((runtime_dir / "runs").iterdir()):
+            spec = _read_json(directory / "spec.json")
+            if spec is not None and not directory.name.startswith("."):
+                place = RunDir.of(runtime_dir, state_dir, spec["replica"], spec["run"])
+                found.append((spec["replica"], spec["run"], place))
+    return found

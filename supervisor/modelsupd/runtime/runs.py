@@ -1,0 +1,151 @@
+"""What a run is started with, what is said of it, and the errors of starting it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from modelsupd.core.events import Exit, Failure, FailureClass, Process
+from modelsupd.runtime.identity import Pidfd, Token
+from modelsupd.runtime.rundir import RunDir
+from modelsupd.runtime.shim import engine
+from modelsupd.runtime.vitals import TreeVitals
+
+ORPHAN_GRACE_S = 1.0
+"""How long what the engine leaves behind may take to end after SIGTERM."""
+
+_BAD_BINARY = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What a run is started with. `argv` and the values of `env` may hold {socket}, {host}, {port} and {tmp}.
+
+    `log_max_bytes` is the size at which the log is rotated, `log_files` how many older ones are kept, `backstop_s` how
+    long after SIGTERM the shim kills the run by itself. Without `cwd` the engine starts in its TMPDIR.
+    """
+
+    replica: str
+    run: int
+    digest: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    listen: Literal["unix", "tcp"]
+    log_max_bytes: int
+    log_files: int
+    backstop_s: float
+    cwd: str | None = None
+
+
+class SpawnError(Exception):
+    """There is no engine, and no shim; `failure` says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        """Hold the failure."""
+        super().__init__(failure.detail)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended. `cleared`: nothing of it is left; `pids_left` is what was alive when this was written."""
+
+    exit: Exit
+    cleared: bool
+    pids_left: tuple[int, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A run that recovery came upon.
+
+    `process` is None if it does not live any more, and then `ended` says what is known of its end. Where
+    `token_matches` is false the directory is another installation's: both are None, and it is left alone.
+    """
+
+    replica: str
+    run: int
+    process: Process | None
+    token_matches: bool
+    ended: Ended | None
+
+
+class Held:
+    """A run whose shim and engine we hold."""
+
+    def __init__(self, process: Process, shim: Pidfd, engine: Pidfd) -> None:
+        """Take over both descriptors."""
+        self.process = process
+        self.shim = shim
+        self.engine = engine
+        self.vitals = TreeVitals()
+
+    def close(self) -> None:
+        """Let go of both; neither notices."""
+        self.shim.close()
+        self.engine.close()
+
+
+def spec_of(launch: Launch, place: RunDir, tmp: Path, token: Token, boot_id: str) -> dict[str, Any]:
+    """Return the spec.json of a run."""
+    return {
+        "v": 1,
+        "replica": launch.replica,
+        "run": launch.run,
+        "digest": launch.digest,
+        "token": str(token),
+        "boot_id": boot_id,
+        "argv": list(launch.argv),
+        "env": dict(launch.env),
+        "cwd": launch.cwd,
+        "listen": launch.listen,
+        "socket": str(place.socket),
+        "tmp": str(tmp),
+        "state": str(place.state),
+        "log_max_bytes": launch.log_max_bytes,
+        "log_files": launch.log_files,
+        "backstop_s": launch.backstop_s,
+        "orphan_grace_s": ORPHAN_GRACE_S,
+    }
+
+
+def filled(spec: Mapping[str, Any], process: Process | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return argv and environment as the engine gets them; without a process its port is not known and stays {port}."""
+    fills = {"socket": spec["socket"], "tmp": spec["tmp"]}
+    if spec["listen"] == "tcp":
+        fills["host"] = engine.HOST
+        if process is not None:
+            fills["port"] = process.endpoint.rpartition(":")[2]
+    argv, env = engine.filled(spec, fills)
+    return tuple(argv), env
+
+
+def process_of(record: Mapping[str, Any]) -> Process:
+    """Return what run.json, or the same as a report, says."""
+    return Process(
+        run=record["run"],
+        pid=record["engine"]["pid"],
+        shim_pid=record["shim"]["pid"],
+        endpoint=record["endpoint"],
+        digest=record["digest"],
+    )
+
+
+def spawn_error(launch: Launch, why: str) -> SpawnError:
+    """Return the error of a spawn that failed for lack of something here, not because of the binary."""
+    words = f"cannot start run {launch.run} of {launch.replica!r}: {why.lower()}"
+    return SpawnError(Failure(FailureClass.SPAWN, words))
+
+
+def refusal(launch: Launch, answer: Mapping[str, Any]) -> SpawnError:
+    """Return the error that a shim reported."""
+    if answer["step"] != "exec" or answer["errno"] not in _BAD_BINARY:
+        return spawn_error(launch, answer["why"])
+    words = f"cannot execute {launch.argv[0]!r}: {answer['why'].lower()}"
+    if answer["errno"] == errno.ENOENT and Path(launch.argv[0]).exists():
+        words += " (the interpreter that its first line names, or the loader that it was linked with, is missing)"
+    return SpawnError(Failure(FailureClass.MISSING_BINARY, words))

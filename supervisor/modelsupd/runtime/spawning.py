@@ -1,0 +1,170 @@
+"""The daemon's side of the spawner: starts it, asks it for shims, starts it anew when it has died."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from modelsupd.runtime.shim import title, tree
+
+#: Where the package lies; the spawner runs isolated (-I -S) and is told. Appended, so that it can hide nothing of the
+#: standard library's.
+_SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
+_PROGRAM = "import sys; sys.path.append({root!r}); from modelsupd.runtime.shim.spawner import main; main({fd})"
+_STOP_S = 5.0
+
+
+class NoReportError(Exception):
+    """No shim reported; whether one was started is not known."""
+
+
+class Spawner:
+    """The warm process, and the socket to it."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._sending = asyncio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Return the spawner's pid, None if it does not run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the process; raises OSError. It needs some 30 ms to be ready; requests wait in its socket."""
+        self._drop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            program = _PROGRAM.format(root=_SOURCE_ROOT, fd=theirs.fileno())
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                [sys.executable, "-I", "-S", "-c", program],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={tree.TOKEN_NAME: title.placeholder(), "LANG": "C.UTF-8"},
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        self._control = ours
+
+    async def stop(self) -> None:
+        """End the spawner; its shims go on."""
+        process = self._process
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if process is not None:
+            await asyncio.to_thread(process.wait, _STOP_S)
+        self._process = None
+
+    async def ask(self, directory: Path, timeout_s: float) -> tuple[dict[str, Any], list[int]]:
+        """Have a shim started for a run directory; return its report and the descriptors that came with it.
+
+        Raises NoReportError where none came in time or the shim died first, and OSError where none can have been
+        started.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Room for the two pidfds of the report: without it they would be lost, and a running engine with them.
+        spare: list[int] = []
+        try:
+            ours.setblocking(False)
+            with theirs:
+                spare = [os.dup(ours.fileno()), os.dup(ours.fileno())]
+                await self._send(json.dumps({"v": 1, "directory": str(directory)}).encode(), theirs.fileno())
+            try:
+                await asyncio.wait_for(_readable(ours), timeout_s)
+            except TimeoutError:
+                raise NoReportError(f"no report from the shim within {timeout_s} s") from None
+            while spare:
+                os.close(spare.pop())
+            try:
+                packet, fds, _, _ = socket.recv_fds(ours, 65536, 2, socket.MSG_CMSG_CLOEXEC)
+            except OSError as error:
+                raise NoReportError(f"the report of the shim was lost: {error.strerror}") from error
+        finally:
+            ours.close()
+            for fd in spare:
+                os.close(fd)
+        if not packet:
+            raise NoReportError("the shim, or the process that forks shims, died before it reported")
+        return json.loads(packet), fds
+
+    async def _send(self, packet: bytes, fd: int) -> None:
+        async with self._sending:
+            for attempt in (1, 2):
+                if self.pid is None or self._control is None:
+                    self.start()
+                try:
+                    await self._send_once(packet, fd)
+                except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError):
+                    # It died without taking this request, so the request may be made again.
+                    self._drop()
+                    if attempt > 1:
+                        raise
+                else:
+                    return
+
+    async def _send_once(self, packet: bytes, fd: int) -> None:
+        control = self._control
+        if control is None:
+            raise OSError(errno.EPIPE, "the spawner is stopped")
+        while True:
+            try:
+                socket.send_fds(control, [packet], [fd])
+            except BlockingIOError:
+                await _writable(control)
+            else:
+                return
+
+    def _drop(self) -> None:
+        """Forget a spawner that has died, or is about to: without its socket it goes by itself."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(sock.fileno(), _done, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock.fileno())
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_writer(sock.fileno(), _done, ready)
+    try:
+        await ready
+    finally:
+        with contextlib.suppress(OSError):
+            loop.remove_writer(sock.fileno())
+
+
+def _done(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,93 @@
+"""What holds at every step of every replica, whatever happens. Scripts, properties and simulator all check it."""
+
+from __future__ import annotations
+
+import json
+
+from modelsupd.core.actions import Action, Spawn
+from modelsupd.core.events import Event, Exited, Removed, Respecified, RestartAsked, StartAsked, StopAsked, Ticked
+from modelsupd.core.phases import (
+    Backoff,
+    Failed,
+    Halt,
+    Live,
+    Replica,
+    Resolving,
+    Spawning,
+    Stopped,
+    Stopping,
+    Want,
+    phase_name,
+)
+from modelsupd.core.record import durable, restore
+from modelsupd.core.replica import deadline, step
+
+_OF_OPERATORS = StartAsked | StopAsked | RestartAsked
+
+
+def check_step(before: Replica, event: Event, after: Replica, actions: tuple[Action, ...], now: float) -> None:
+    """Fail with words where a step broke a rule that knows no exception."""
+    assert after.last_run >= before.last_run, f"the run number went back: {before.last_run} to {after.last_run}"
+    for action in actions:
+        assert action.run == after.last_run, f"{action} is about another run than the last one, {after.last_run}"
+    if not isinstance(event, _OF_OPERATORS):
+        assert after.want is before.want, f"{event} changed what is wanted"
+    if not isinstance(event, Removed | Respecified):
+        assert after.removed is before.removed, f"{event} changed whether the replica is declared"
+    assert after.halt >= before.halt, "a daemon that goes does not come back"
+    if isinstance(before.phase, Live) and not isinstance(after.phase, Live):
+        assert isinstance(event, Exited), f"a running process was let go of by {event}"
+    if isinstance(after.phase, Live):
+        known = isinstance(before.phase, Live | Spawning)
+        assert known, f"a process appeared out of {phase_name(before.phase)}"
+    if isinstance(before.phase, Spawning) and not isinstance(after.phase, Spawning):
+        assert getattr(event, "run", None) == before.last_run, f"a process about to exist was forgotten by {event}"
+    assert (Spawn in map(type, actions)) == (isinstance(after.phase, Spawning) and after.phase is not before.phase)
+    if type(after.phase) is not type(before.phase):
+        assert after.reason, f"{phase_name(before.phase)} to {phase_name(after.phase)} without a reason"
+    check_state(after, now)
+
+
+def check_state(replica: Replica, now: float) -> None:
+    """Fail with words where a replica's state contradicts itself."""
+    phase = replica.phase
+    if isinstance(phase, Live):
+        assert phase.process.run == replica.last_run, f"{phase} is not of the last run, {replica.last_run}"
+    elif not isinstance(phase, Stopped | Backoff | Failed):
+        assert phase.run == replica.last_run, f"{phase} is not of the last run, {replica.last_run}"
+    if isinstance(phase, Resolving | Backoff | Failed):
+        assert replica.runs_wanted, f"{phase_name(phase)} though no process is wanted"
+    if replica.process and not isinstance(phase, Stopping) and phase_name(phase) in {"starting", "ready"}:
+        assert replica.runs_wanted, f"{phase_name(phase)} though no process is wanted"
+        assert phase.process.digest == replica.digest, "an engine of an older declaration is kept"  # type: ignore[union-attr]  # has a process, as checked above
+    state = json.loads(json.dumps(durable(replica)))
+    again = durable(restore(replica.name, state, replica.spec, now))
+    assert json.loads(json.dumps(again)) == state, "the recorded state is not what it was recorded from"
+    check_deadline(replica, now)
+
+
+def check_deadline(replica: Replica, now: float) -> None:
+    """Fail where a driver that ticks at the deadline would spin, or would wait for ever."""
+    due = deadline(replica)
+    if due is None:
+        waits = isinstance(replica.phase, Live) and phase_name(replica.phase) != "ready"
+        assert not waits, f"{replica.phase} has no deadline"
+        return
+    at = max(now, due)
+    ticked, actions = step(replica, Ticked(), at)
+    assert (ticked, actions) != (replica, ()), f"Ticked at the deadline changes nothing: {replica.phase}"
+    again = deadline(ticked)
+    stays = again is not None and again <= at and type(ticked.phase) is type(replica.phase)
+    assert not stays or actions, f"Ticked at {at} leaves the deadline at {again} and does nothing: {ticked.phase}"
+
+
+def wanted_idle(replica: Replica) -> bool:
+    """Tell whether a replica that should run does nothing at all: a liveness bug wherever it is seen."""
+    return isinstance(replica.phase, Stopped) and replica.runs_wanted
+
+
+def at_rest(replica: Replica) -> bool:
+    """Tell whether a replica is where it is wanted: ready, or stopped."""
+    if replica.want is Want.UP and replica.halt is Halt.NO and not replica.removed:
+        return phase_name(replica.phase) == "ready"
+    return isinstance(replica.phase, Stopped)

@@ -1,0 +1,133 @@
+"""An engine for tests: speaks the OpenAI API, counts tokens, and fails on demand in every way that real ones do.
+
+Only the standard library, and of that only what starts fast: it is up in a few dozen milliseconds. It takes
+llama-server's own command line too (`install` puts it where a test wants its `llama-server`), tells its counters under
+llama-server's names, and the contract test holds it against the real one. What differs is the faults: each is a field
+of `Faults`, given as a flag (`token_s` → `--token-s 3`) or changed at run time by `POST /fake {"hang": "loop"}`;
+`GET /fake` tells settings, counters and environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from fake_answers import Connection
+from fake_faults import Engine, start_faults
+
+
+def options(engine: Engine, words: list[str]) -> tuple[str, int]:
+    """Read the command line; return the address as path or host, and the port."""
+    address, port = "127.0.0.1", 8080
+    ignored = {"model", "log-colors", "ctx-size", "gpu-layers", "fit", "threads", "parallel", "cache-ram"}
+    while words:
+        word = words.pop(0)
+        name = word.removeprefix("--")
+        fault = name.replace("-", "_")
+        if name in ("host", "uds"):
+            address = words.pop(0)
+        elif name == "port":
+            port = int(words.pop(0))
+        elif name in ("alias", "served-model-name"):
+            engine.model = words.pop(0)
+        elif name in ignored:
+            words.pop(0)
+        elif isinstance(getattr(engine.faults, fault, None), bool):
+            engine.faults.set(fault, "true")
+        elif fault in engine.faults.all():
+            engine.faults.set(fault, words.pop(0))
+        elif name not in ("metrics", "no-ui", "offline", "embedding"):
+            os.write(2, f"error: invalid argument: {word}\n".encode())
+            os._exit(1)
+    return address, port
+
+
+def bind(engine: Engine, address: str, port: int) -> socket.socket:
+    """Return the bound socket; like the real ones, a stale socket file is an address in use."""
+    to_path = "/" in address
+    listener = socket.socket(socket.AF_UNIX if to_path else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address if to_path else (address, port))
+    except OSError:
+        engine.log(f"couldn't bind HTTP server socket, hostname: {address}, port: {port}", "E")
+        engine.log("exiting due to HTTP server error", "E")
+        os._exit(1)
+    return listener
+
+
+def accept(engine: Engine, listener: socket.socket) -> None:
+    """Serve each connection in a thread of its own."""
+    while True:
+        sock, _ = listener.accept()
+        threading.Thread(target=Connection(engine, sock).serve, daemon=True).start()
+
+
+def load(engine: Engine) -> None:
+    """Take the time that loading takes, and log it."""
+    engine.log("load_model: loading model")
+    begun = time.monotonic()
+    while (done := time.monotonic() - begun) < engine.faults.load_s:
+        time.sleep(min(0.1, engine.faults.load_s - done))
+        if engine.faults.load_progress:
+            engine.log(f"load_tensors: {100 * min(1, (time.monotonic() - begun) / engine.faults.load_s):.0f} %")
+
+
+def on_term(engine: Engine) -> None:
+    """Do what this engine does on SIGTERM; called in the main thread, between two waits."""
+    engine.count(terms=1)
+    how = engine.faults.term if engine.ready else {"swallow": "ignore", "die": "abort"}[engine.faults.term_loading]
+    if how == "abort" or (how != "ignore" and engine.ended.is_set()):
+        os._exit(1 if engine.ended.is_set() else 0)
+    if how != "ignore":
+        engine.ended.set()
+
+
+def main() -> None:
+    """Start, load, serve, and end when told to."""
+    engine = Engine()
+    address, port = options(engine, sys.argv[1:])
+    faults = engine.faults
+    if faults.term_loading != "die":
+        signal.signal(signal.SIGTERM, lambda *_: on_term(engine))
+    if faults.say:
+        os.write(2, faults.say.encode() + b"\n")
+    start_faults(engine)
+    if faults.exit_after_requests == 0:
+        engine.end()
+    listener = bind(engine, address, port)
+    if faults.load_mode == "refuse":
+        load(engine)
+    listener.listen(512)
+    threading.Thread(target=accept, args=(engine, listener), daemon=True).start()
+    if faults.load_mode != "refuse":
+        load(engine)
+    signal.signal(signal.SIGTERM, lambda *_: on_term(engine))
+    signal.signal(signal.SIGINT, lambda *_: on_term(engine))
+    engine.ready = True
+    engine.log("model loaded")
+    engine.log(f"listening on {'unix://' if '/' in address else 'http://'}{address}")
+    engine.ended.wait()
+    listener.close()
+    while engine.in_flight:
+        time.sleep(0.01)
+    os._exit(0)
+
+
+def install(folder: Path, name: str = "llama-server") -> Path:
+    """Put a program of that name into `folder` that is this engine, for tests; return its path."""
+    program = folder / name
+    here = str(Path(__file__).parent)
+    lines = (f"#!{sys.executable} -IS", "import sys", f"sys.path.insert(0, {here!r})", "import fake_engine")
+    program.write_text("\n".join((*lines, "fake_engine.main()", "")))
+    program.chmod(0o755)
+    return program
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The example models.toml and the JSON Schema: both show all that there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from configs import host
+from modelsupd.config import load, schema
+from modelsupd.core.spec import DaemonSpec, EngineSpec, ModelSpec
+
+REPOSITORY = Path(__file__).parent.parent
+
+# The example
+
+
+def test_the_example_can_be_used_as_it_is(tmp_path: Path) -> None:
+    config = load(REPOSITORY / "models.toml", host=host(tmp_path, environ={"MODELSUPD_RUNTIME_DIR": "/run/m"}))
+    assert list(config.declaration.models) == ["tiny", "other"]
+
+
+def test_the_example_shows_every_setting_at_its_default() -> None:
+    text = (REPOSITORY / "models.toml").read_text()
+    shown = tomli.loads(re.sub(r"(?m)^#(?=[a-z_]+ = )", "", text))
+    tiny = shown["models"]["tiny"]
+    expected = {
+        ("daemon",): (DaemonSpec, shown["daemon"]),
+        ("models", "tiny"): (ModelSpec, {**tiny, "command": shown["models"]["other"]["command"]}),
+        ("engines", "llama.cpp"): (EngineSpec, shown["engines"]["llama.cpp"]),
+    }
+    for path, (cls, table) in expected.items():
+        _compare(cls, table, path)
+
+
+def _compare(cls: type, table: dict[str, Any], path: tuple[str, ...]) -> None:
+    assert set(table) == {item.name for item in dataclasses.fields(cls)}, path
+    for item in dataclasses.fields(cls):
+        default = item.default if item.default is not dataclasses.MISSING else None
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if dataclasses.is_dataclass(default):
+            _compare(type(default), table[item.name], (*path, item.name))
+        elif default is not None and default != {} and item.name != "command":
+            shown = table[item.name]
+            assert (tuple(shown) if isinstance(shown, list) else shown) == default, (*path, item.name)
+
+
+# The schema
+
+
+def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() -> None:
+    made = schema()
+    json.dumps(made)
+    tables = [made, *(table for table in made["$defs"].values() if "properties" in table)]
+    assert len(tables) == 9
+    for table in tables:
+        assert table["additionalProperties"] is False
+        for name, setting in table["properties"].items():
+            assert setting["description"], name
+            assert {"type": "null"} not in setting.get("anyOf", []), name
+    model = made["$defs"]["ModelSpec"]
+    assert model["required"] == ["engine"]
+    assert model["properties"]["replicas"]["minimum"] == 1
+    assert model["properties"]["replicas"]["maximum"] == 512
+    assert made["$defs"]["HealthLimits"]["properties"]["probe_timeout_s"]["exclusiveMinimum"] == 0
+    assert made["$defs"]["Engine"]["enum"] == ["llama.cpp", "command"]
