@@ -29,7 +29,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "cannot set up .venv: there is no python3.11 or python3 on PATH" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "cannot set up .venv: $(PYTHON) is older than 3.11; name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@test -x $(PY) || { echo "setting up .venv (once, a minute or so)"; $(PYTHON) -m venv .venv; } \
+	@$(PY) -m pip --version >/dev/null 2>&1 \
+		|| { echo "setting up .venv (once, a minute or so)"; $(PYTHON) -m venv --clear .venv; } \
 		|| { rm -rf .venv; echo "cannot set up .venv: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
@@ -68,21 +69,28 @@ install: install-venv install-files ## install below PREFIX=/usr/local (and DEST
 		'  systemctl enable --now modelsupd'
 
 # An environment of its own, so that no upgrade of the system's packages changes what the daemon runs on.
+# The service runs as another user, who must be able to reach the interpreter that the environment links to.
 .PHONY: install-venv
 install-venv:
-	$(PYTHON) -m venv $(DESTDIR)$(LIB)
-	PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@$(PYTHON) -c 'import pathlib, sys; \
+		closed = [str(p) for p in pathlib.Path(sys._base_executable).resolve().parents if not p.stat().st_mode & 1]; \
+		sys.exit(f"cannot install: other users cannot enter {closed[0]}, where $(PYTHON) lives;" \
+			" name another: make install PYTHON=/usr/bin/python3.11" if closed else 0)'
+	umask 022; $(PYTHON) -m venv $(DESTDIR)$(LIB)
+	umask 022; PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check .
 
 # The script is written here and not by pip, whose first line would name DESTDIR.
 .PHONY: install-files
 install-files:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(SYSCONFDIR)/modelsupd
-	printf '#!%s\nimport sys\n\nfrom modelsupd.cli import main\n\nsys.exit(main())\n' $(LIB)/bin/python > $(DESTDIR)$(PREFIX)/bin/modelsupd
+	umask 022; printf '%s\n' '#!$(LIB)/bin/python' 'import sys' '' 'from modelsupd.cli import main' '' 'sys.exit(main())' \
+		> $(DESTDIR)$(PREFIX)/bin/modelsupd
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/modelsupd
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d $(DESTDIR)$(PREFIX)/lib/tmpfiles.d
-	sed -e 's|/usr/local/|$(PREFIX)/|g' -e 's|/etc/modelsupd|$(SYSCONFDIR)/modelsupd|g' units/modelsupd.service \
+	umask 022; sed -e 's|/usr/local/|$(PREFIX)/|g' -e 's|/etc/modelsupd|$(SYSCONFDIR)/modelsupd|g' units/modelsupd.service \
 		> $(DESTDIR)$(PREFIX)/lib/systemd/system/modelsupd.service
-	sed -e 's|/etc/modelsupd|$(SYSCONFDIR)/modelsupd|g' units/tmpfiles.conf > $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/modelsupd.conf
+	umask 022; sed -e 's|/etc/modelsupd|$(SYSCONFDIR)/modelsupd|g' units/tmpfiles.conf \
+		> $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/modelsupd.conf
 	install -m 644 units/sysusers.conf $(DESTDIR)$(PREFIX)/lib/sysusers.d/modelsupd.conf
 	test -e $(DESTDIR)$(SYSCONFDIR)/modelsupd/models.toml \
 		|| install -m 640 models.toml $(DESTDIR)$(SYSCONFDIR)/modelsupd/models.toml

@@ -74,7 +74,7 @@ def load(engine: Engine) -> None:
     begun = time.monotonic()
     while (done := time.monotonic() - begun) < engine.faults.load_s:
         time.sleep(min(0.1, engine.faults.load_s - done))
-        if engine.faults.load_progress:
+        if not engine.faults.load_silent:
             engine.log(f"load_tensors: {100 * min(1, (time.monotonic() - begun) / engine.faults.load_s):.0f} %")
 
 

@@ -14,7 +14,7 @@ class Faults:
 
     load_s = 0.0  # how long loading takes
     load_mode = "503"  # what it looks like: "503" as of llama-server, "refuse" (bound, not listening) as of vLLM
-    load_progress = True  # whether it logs how far it is
+    load_silent = False  # do not log how far it is
     say = ""  # a line logged at the start
     hang = ""  # never answer: "completions" (only those), "loop" (/metrics too, as of llama.cpp), "all" (/health too)
     burn = False  # use all of a CPU, hung or not

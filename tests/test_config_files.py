@@ -117,6 +117,11 @@ def test_directories_are_found_although_the_models_are_broken(tmp_path: Path) ->
     file = tmp_path / "models.toml"
     file.write_text('[daemon]\nstate_dir = "s"\nlog_level = "loud"\n[models.x]\nengine = "nonsense"\n')
     assert directories(host=host(tmp_path)).state_dir == tmp_path / "s"
+    file.write_text('[models.x\n[daemon] # ours\nstate_dir = "s"\n[daemon.journal]\nkeep_days = 1\n[a]\nb = "\n')
+    assert directories(host=host(tmp_path)).state_dir == tmp_path / "s"
+    file.write_text('[models.x\n[daemon]\nstate_dir = "s\n')
+    with pytest.raises(ConfigError, match="illegal character"):
+        directories(host=host(tmp_path))
     file.write_text("[daemon]\nstate_dir = 3\n")
     with pytest.raises(ConfigError, match=r"daemon\.state_dir = 3: must be a string"):
         directories(host=host(tmp_path))

@@ -1,7 +1,7 @@
 """The main job on a fresh machine: a real llama.cpp, a tiny model made on the spot, supervised and shown to generate.
 
-Everything lies in `.demo/` of the checkout. The daemon stays in the foreground until Ctrl-C; `--once` stops it after
-the completion has been shown.
+Everything lies in `.demo/` of the checkout, or in `MODELSUPD_DEMO_DIR`. The daemon stays in the foreground until
+Ctrl-C; `--once` stops it after the completion has been shown.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from rich.console import Console
 
 from llama_server import BuildError, provide
-from modelsupd.control.client import ClientError, status
+from modelsupd.control.client import Client, NoDaemon, Unanswered
 from tiny_gguf import write
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / ".demo"
+DEMO = Path(os.environ.get("MODELSUPD_DEMO_DIR") or ROOT / ".demo")
 READY_TIMEOUT_S = 120.0
 PROMPT = "Tell me about supervision."
 
@@ -43,7 +43,7 @@ def runtime_dir() -> Path:
     place = DEMO / "runtime"
     if len(str(place)) + len(SOCKET_TAIL) <= SOCKET_PATH_BYTES:
         return place
-    short = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
+    short = hashlib.sha256(str(DEMO).encode()).hexdigest()[:8]
     base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     return Path(base) / f"modelsupd-{os.getuid()}-{short}"
 
@@ -63,7 +63,7 @@ def free_port(wanted: int) -> int:
 
 def configure(binary: Path) -> Path:
     """Write the demo's models.toml and return its path."""
-    DEMO.mkdir(exist_ok=True)
+    DEMO.mkdir(parents=True, exist_ok=True)
     model = DEMO / "tiny.gguf"
     if not model.exists():
         write(model)
@@ -97,8 +97,8 @@ def wait_until_ready(daemon: subprocess.Popen[bytes]) -> str:
         if daemon.poll() is not None:
             raise SystemExit(daemon.returncode or 1)
         try:
-            replica = status(runtime_dir())["models"][0]["replicas"][0]
-        except (ClientError, IndexError):
+            replica = Client(runtime_dir()).status()["models"][0]["replicas"][0]
+        except (NoDaemon, Unanswered, IndexError):
             replica = {"phase": "not there yet", "reason": ""}
         if replica["phase"] == "ready":
             return str(replica["endpoint"])

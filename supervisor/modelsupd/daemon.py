@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 import uvloop
@@ -33,7 +32,7 @@ from modelsupd.engines.base import adapter
 from modelsupd.errors import ModelsupdError, Refused
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
-from modelsupd.narrator import Narrator
+from modelsupd.narrator import Narrator, configure
 from modelsupd.runtime.driver import Driver
 from modelsupd.runtime.effects import RuntimeEffects
 from modelsupd.runtime.identity import boot_id
@@ -41,7 +40,6 @@ from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable, his
 from modelsupd.runtime.orphans import reap_orphans
 from modelsupd.runtime.paths import LockedError, hold
 from modelsupd.runtime.process import Found, Processes
-from modelsupd.runtime.rundir import RunDir
 from modelsupd.runtime.systemd import Notifier
 
 log = structlog.get_logger("daemon")
@@ -63,6 +61,7 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
 
     Raises ModelsupdError where it cannot start: another daemon holds a directory, the journal is damaged.
     """
+    configure(config.declaration.daemon.log_level)
     held: list[int] = []
     try:
         held.append(hold(config.state_dir))
@@ -176,7 +175,7 @@ class Daemon:
         fed_at = 0.0
         while True:
             await asyncio.sleep(ROUND_S)
-            reap_orphans({self._processes.spawner_pid})
+            reap_orphans(self._processes.children())
             if self._journal.read_only is not None and await self._journal.probe_writable():
                 log.info("the journal can be written again")
             if self._journal.read_only is None:
@@ -250,10 +249,10 @@ class Daemon:
 
     def _apply(self) -> tuple[str, ...]:
         """Bring the fleet to what is declared; return what changes, in words."""
-        planned = plan(self._driver.replicas, self._declared())
+        planned = plan(self._driver.replicas, self._declared(), self._driver.unsettled())
         words = []
         for name, (model, declared) in planned.added.items():
-            replica, actions = fresh(name, model, declared, self.now())
+            replica, actions = fresh(name, model, declared, self.now(), self._processes.highest_run(name))
             self._driver.introduce(replica, actions, "Declared", existed=False)
             words.append(f"{name}: new")
         for name, event in planned.events.items():
@@ -331,19 +330,8 @@ class Daemon:
         """Return how the replica's engine is started. Raises KeyError for an unknown one."""
         known = self._driver.replicas[replica]
         launch = self._effects.launch(known, known.last_run if known.process else known.last_run + 1)
-        place = RunDir.of(self.runtime_dir, self.state_dir, replica, launch.run)
-        endpoint = urlsplit(known.process.endpoint) if known.process else None
-        fill = {
-            "{socket}": str(place.socket),
-            "{host}": "127.0.0.1",
-            "{port}": str(endpoint.port) if endpoint and endpoint.port else "8080",
-            "{tmp}": str(place.state / "tmp"),
-        }
-        return LaunchPlan(
-            tuple(_filled(word, fill) for word in launch.argv),
-            {key: _filled(value, fill) for key, value in launch.env.items()},
-            frozenset(known.spec.env),
-        )
+        argv, env = self._processes.filled(launch, known.process)
+        return LaunchPlan(argv, env, frozenset(known.spec.env))
 
     async def records(self, after_seq: int) -> AsyncIterator[Mapping[str, Any]]:
         """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written."""
@@ -373,12 +361,6 @@ class Daemon:
         """Pass a record on to those who follow the journal."""
         for queue in self._followers:
             queue.put_nowait({"v": 1, "seq": seq, **body})
-
-
-def _filled(text: str, fill: Mapping[str, str]) -> str:
-    for placeholder, value in fill.items():
-        text = text.replace(placeholder, value)
-    return text
 
 
 def _over(replicas: Mapping[str, Replica]) -> bool:

@@ -14,8 +14,9 @@ import platform
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Protocol
 
+import structlog
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -41,6 +42,8 @@ from modelsupd.core.phases import (
     Want,
 )
 from modelsupd.errors import ModelsupdError
+
+log = structlog.get_logger("metrics")
 
 #: Every phase is a series of its own, so that an alert on `phase="failed" == 1` never has to guess at absence.
 PHASES: tuple[type[Phase], ...] = (
@@ -85,7 +88,10 @@ class Metrics:
 
     def __init__(self, port: Port, uses: Uses) -> None:
         """Take the daemon to read from, and who knows what engines use."""
+        # Without a series more for each counter that says since when it counts.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has left it untyped
         self.registry = CollectorRegistry(auto_describe=False)
+        self._seen: set[str] = set()
         self.version = port.version
         self._restarts = Counter(
             "modelsupd_replica_restarts",
@@ -129,6 +135,11 @@ class Metrics:
         if isinstance(event, Probed) and event.run == after.last_run:
             self.probed(after, event)
         labels = (after.model, after.name, str(after.spec.engine))
+        if after.name not in self._seen:
+            self._seen.add(after.name)
+            # At zero from the beginning, because the first increase of a series that begins with 1 is not seen.
+            for kind in FailureClass:
+                self._restarts.labels(*labels, str(kind))
         if before is not None and isinstance(before.phase, Starting) and isinstance(after.phase, Ready):
             self._starts.labels(*labels).observe(max(0.0, after.phase.since - before.phase.since))
         if before is not None and after.restarts > before.restarts:
@@ -155,6 +166,7 @@ class Metrics:
         return await asyncio.to_thread(encode, self.registry), content_type
 
     def _forget(self, name: str) -> None:
+        self._seen.discard(name)
         for metric in (self._restarts, self._starts, self._probe_seconds, self._probes):
             metric.remove_by_labels({"replica": name})
 
@@ -234,6 +246,9 @@ async def serve(metrics: Metrics, listen: tuple[str, int]) -> Callable[[], Await
             f"cannot serve metrics at '{host}:{port}': {(error.strerror or str(error)).lower()}; "
             "set daemon.metrics_listen to another address, or to '' for none"
         ) from error
+    bound_host, bound_port = runner.addresses[0][:2]  # a declared port of 0 is any free one
+    shown_host = f"[{bound_host}]" if ":" in bound_host else bound_host
+    log.info("serving metrics", at=f"http://{shown_host}:{bound_port}/metrics")
     return runner.cleanup
 
 

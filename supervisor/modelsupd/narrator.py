@@ -15,8 +15,6 @@ from modelsupd.core.phases import Backoff, Clearing, Failed, Fault, Killing, Rep
 
 log = structlog.get_logger("modelsupd")
 
-LEVELS = ("debug", "info", "warning", "error")
-
 
 def configure(level: str, environment: Mapping[str, str] = os.environ) -> None:
     """Set up the log. Under systemd the journal adds the time; colours only for a terminal without NO_COLOR."""

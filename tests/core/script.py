@@ -14,12 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+
+from core import invariants
 from modelsupd.core.actions import Action
 from modelsupd.core.events import Event
 from modelsupd.core.phases import Replica, phase_name
 from modelsupd.core.replica import InvalidTransition, step
-
-from core import invariants
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The behaviour of one replica as a table: every phase × every event × every run that a report can be about.
+"""The behaviour of one replica as a table: every phase, every event, every run that a report can be about.
 
 Generated from the code, committed as `transitions.txt`, and compared by a test, so that a change of behaviour shows as
 a diff. `python tests/core/table.py --write` writes it anew; then read the diff.
@@ -15,6 +15,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from core import invariants
+from core.samples import (
+    ADDRESS,
+    BAD_WEIGHTS,
+    CRASH,
+    DIGEST,
+    INPUTS,
+    NO_MEMORY,
+    OTHER_DIGEST,
+    OTHER_INPUTS,
+    SPEC,
+    exited,
+    probed,
+    process,
+    replica,
+    resolved,
+    spawned,
+)
 from modelsupd.core.actions import Clear, Probe
 from modelsupd.core.events import (
     Cleared,
@@ -58,25 +76,6 @@ from modelsupd.core.phases import (
     phase_name,
 )
 from modelsupd.core.replica import InvalidTransition, deadline, step
-
-from core import invariants
-from core.samples import (
-    ADDRESS,
-    BAD_WEIGHTS,
-    CRASH,
-    DIGEST,
-    INPUTS,
-    NO_MEMORY,
-    OTHER_DIGEST,
-    OTHER_INPUTS,
-    SPEC,
-    exited,
-    probed,
-    process,
-    replica,
-    resolved,
-    spawned,
-)
 
 TABLE = Path(__file__).with_name("transitions.txt")
 

@@ -10,14 +10,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from modelsupd.config.file import locate, read
+from modelsupd.config.file import locate, read, read_daemon
 from modelsupd.config.listen import listen_address
 from modelsupd.config.paths import absolute
 from modelsupd.config.places import Directories, Host, socket_path_problem
 from modelsupd.config.places import directories as choose
-from modelsupd.config.schema import schema
-from modelsupd.config.validate import validate
 from modelsupd.core.spec import DaemonSpec, Declaration, Problem
 from modelsupd.errors import ConfigError, dotted
 
@@ -56,7 +55,7 @@ def load(
     file = locate(path, host)
     raw = read(file)
     problems: list[Problem] = []
-    declaration = validate(raw, problems)
+    declaration = _validate(raw, problems)
     declaration = absolute(declaration, file.parent, host, problems)
     places = choose(declaration.daemon, host, state_dir=state_dir, runtime_dir=runtime_dir)
     problems.extend(socket_path_problem(places, declaration.daemon))
@@ -71,6 +70,20 @@ def load(
         metrics_listen=listen,
         warnings=tuple(_warnings(file, declaration)),
     )
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of models.toml, for editors."""
+    from modelsupd.config.json_schema import schema as generate  # noqa: PLC0415 - see _validate
+
+    return generate()
+
+
+def _validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
+    # pydantic takes longer to import than `status` takes altogether, and `directories` does not need it.
+    from modelsupd.config.validate import validate  # noqa: PLC0415 - for that reason
+
+    return validate(raw, problems)
 
 
 def check(path: Path | None = None, *, host: Host | None = None) -> Config:
@@ -89,8 +102,8 @@ def directories(
 ) -> Directories:
     """Return where state and sockets are, for commands that must also work while models.toml is broken or gone.
 
-    Only `[daemon]` counts, and what is wrong elsewhere does not matter. Raises ConfigError for a file that was named
-    and cannot be read, because the directories would then be a guess.
+    Only `[daemon]` counts, and what is wrong elsewhere does not matter. Raises ConfigError where the directories would
+    be a guess: for a file that was named and is not there, and for a mistake that touches these settings.
     """
     host = host or Host.current()
     named = path is not None or bool(host.environ.get("MODELSUPD_CONFIG"))
@@ -107,9 +120,13 @@ def _daemon_entry(path: Path | None, host: Host, *, named: bool) -> DaemonSpec:
         if named:
             raise
         return DaemonSpec()
-    raw = read(file)
+    entry = read_daemon(file)
     problems: list[Problem] = []
-    declaration = validate({"daemon": raw.get("daemon", {})}, problems)
+    if all(isinstance(entry.get(key, ""), str) for key in ("state_dir", "runtime_dir")):
+        daemon = DaemonSpec(state_dir=entry.get("state_dir"), runtime_dir=entry.get("runtime_dir"))
+        declaration = Declaration(daemon=daemon)
+    else:
+        declaration = _validate({"daemon": entry}, problems)
     declaration = absolute(declaration, file.parent, host, problems)
     mattering = [problem for problem in problems if problem.path[-1:] in {("state_dir",), ("runtime_dir",)}]
     if mattering:
@@ -122,7 +139,10 @@ def _warnings(file: Path, declaration: Declaration) -> list[str]:
     if not declaration.models:
         found.append(f"{file} declares no model: there is nothing to run")
     holds_env = any(model.env for model in declaration.models.values())
-    mode = file.stat().st_mode
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return found  # replaced by an editor since it was read; whatever is there by then is for the next reading
     if holds_env and mode & 0o004:
         found.append(f"{file} sets environment values and every user can read it: chmod o-r if one is a secret")
     if mode & 0o002:

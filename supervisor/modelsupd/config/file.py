@@ -20,6 +20,7 @@ LARGEST_BYTES = 4 * 1024 * 1024
 #: Settings stand four tables deep; a dotted key can write thousands.
 DEEPEST = 16
 
+_DAEMON_HEADER = re.compile(r"[ \t]*\[[ \t]*daemon[ \t]*[\].]")
 _HEADER = re.compile(r"\s*\[\[?([^\]]*)\]")
 
 
@@ -43,6 +44,26 @@ def locate(path: Path | None, host: Host) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     """Return the parsed file. Raises ConfigError when it cannot be read, decoded or parsed, with line and column."""
+    return _parsed(path, _text(path))
+
+
+def read_daemon(path: Path) -> dict[str, Any]:
+    """Return the `[daemon]` entry alone, also of a file whose syntax is broken somewhere else.
+
+    Raises ConfigError when the file cannot be read, or its mistake may touch that entry.
+    """
+    text = _text(path)
+    try:
+        parsed = _parsed(path, text)
+    except ConfigError:
+        # What stands before the first header may be the entry too, as `daemon.state_dir = …`.
+        head, *tables = re.split(r"(?m)^(?=[ \t]*\[)", text)
+        parsed = _parsed(path, "".join((head, *filter(_DAEMON_HEADER.match, tables))))
+    entry = parsed.get("daemon", {})
+    return entry if isinstance(entry, dict) else {}
+
+
+def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_BYTES + 1)
@@ -51,11 +72,14 @@ def read(path: Path) -> dict[str, Any]:
     if len(raw) > LARGEST_BYTES:
         raise ConfigError(path, [Problem((), None, f"it is larger than {LARGEST_BYTES} bytes")])
     try:
-        text = raw.decode()
+        return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         why = f"line {line}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8"
         raise ConfigError(path, [Problem((), None, why)]) from error
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
     try:
         parsed = tomli.loads(text)
         _refuse_depth(parsed)

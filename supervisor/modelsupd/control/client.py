@@ -1,13 +1,18 @@
-"""The client of the admin API. Blocking, and of the standard library alone, so that a command starts fast."""
+"""The client of the admin API. Blocking, and small, so that a command starts fast.
+
+It speaks HTTP/1.0, in which an answer ends where the connection does: with that, a socket is all that is needed, and
+the 20 ms that importing the standard library's client takes are saved.
+"""
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import json
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
 from modelsupd.control.wire import SOCKET_NAME
@@ -19,6 +24,7 @@ ANSWER_TIMEOUT_S = 30.0
 STATUS_TIMEOUT_S = 5.0
 
 _FAILED = 400
+_LONGEST_LINE = 64 * 1024
 
 
 class NoDaemon(Exception):  # noqa: N818 - named for what is the case
@@ -36,22 +42,6 @@ class ApiError(Exception):
         """Keep both."""
         super().__init__(message)
         self.status = status
-
-
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("modelsupd", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the unix socket in place of a host."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(str(self._path))
-        except BaseException:
-            self.sock.close()
-            raise
 
 
 class Client:
@@ -97,16 +87,14 @@ class Client:
         query = {"after": str(after_seq), "follow": "1" if follow else "0"}
         if target is not None:
             query["target"] = target
-        connection, answer = self._request("GET", f"/v1/events?{urlencode(query)}", None, ANSWER_TIMEOUT_S)
-        try:
-            if connection.sock is not None and follow:
-                connection.sock.settimeout(None)  # silence is no failure of whoever waits for events
-            for line in answer:
-                yield json.loads(line)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unanswered(f"cannot follow events: the daemon at '{self.path}' went away: {_words(error)}") from error
-        finally:
-            connection.close()
+        with self._request("GET", f"/v1/events?{urlencode(query)}", None, ANSWER_TIMEOUT_S) as (connection, answer):
+            if follow:
+                connection.settimeout(None)  # silence is no failure of whoever waits for events
+            try:
+                for line in answer:
+                    yield json.loads(line)
+            except (OSError, ValueError) as error:
+                raise Unanswered(f"cannot follow events: the daemon at '{self.path}' went away") from error
 
     def _ask(
         self,
@@ -118,36 +106,41 @@ class Client:
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> dict[str, Any]:
         target = f"{path}?{urlencode(query)}" if query else path
-        connection, answer = self._request(method, target, body, timeout_s)
-        try:
-            parsed: dict[str, Any] = json.loads(answer.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unanswered(f"cannot understand the daemon at '{self.path}': {_words(error)}") from error
-        finally:
-            connection.close()
-        return parsed
+        with self._request(method, target, body, timeout_s) as (_, answer):
+            try:
+                parsed: dict[str, Any] = json.loads(answer.read())
+            except OSError as error:
+                raise self._unreachable(error) from error
+            except ValueError as error:
+                raise Unanswered(f"cannot understand what answers at '{self.path}': {error}") from error
+            return parsed
 
+    @contextlib.contextmanager
     def _request(
         self, method: str, target: str, body: object, timeout_s: float
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = _Connection(self.path, timeout_s)
-        payload = None if body is None else json.dumps(body)
-        headers = {} if payload is None else {"Content-Type": "application/json"}
-        try:
-            connection.request(method, target, payload, headers)
-            answer = connection.getresponse()
-            message = _message(answer) if answer.status >= _FAILED else None
-        except BaseException as error:
-            connection.close()
-            if isinstance(error, (OSError, http.client.HTTPException)):
+    ) -> Iterator[tuple[socket.socket, BinaryIO]]:
+        """Yield the connection, and the answer's body to be read from it; raise what stands in place of one."""
+        payload = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {target} HTTP/1.0\r\nHost: modelsupd\r\nContent-Length: {len(payload)}\r\n\r\n"
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+            connection.makefile("rb") as answer,
+        ):
+            connection.settimeout(timeout_s)
+            try:
+                connection.connect(str(self.path))
+                connection.sendall(head.encode() + payload)
+                status = _status_of(answer)
+                message = _message(status, answer.read()) if status is None or status >= _FAILED else None
+            except OSError as error:
                 raise self._unreachable(error) from error
-            raise
-        if message is not None:
-            connection.close()
-            raise ApiError(answer.status, message)
-        return connection, answer
+            if status is None:
+                raise Unanswered(f"cannot understand what answers at '{self.path}': it is no daemon of ours")
+            if message is not None:
+                raise ApiError(status, message)
+            yield connection, answer
 
-    def _unreachable(self, error: Exception) -> Exception:
+    def _unreachable(self, error: OSError) -> Exception:
         if isinstance(error, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
             return NoDaemon(f"cannot reach a daemon: nobody listens on '{self.path}'; start one with 'modelsupd run'")
         if isinstance(error, PermissionError):
@@ -156,18 +149,19 @@ class Client:
             )
         if isinstance(error, TimeoutError):
             return Unanswered(f"cannot get an answer: the daemon at '{self.path}' is there and does not answer in time")
-        return Unanswered(f"cannot get an answer from the daemon at '{self.path}': {_words(error)}")
+        return Unanswered(f"cannot get an answer from the daemon at '{self.path}': {error.strerror or error}")
 
 
-def _message(answer: http.client.HTTPResponse) -> str:
-    raw = answer.read()
+def _status_of(answer: BinaryIO) -> int | None:
+    """Return the HTTP status, having read past the header; None for what is not HTTP."""
+    match = re.match(rb"HTTP/1\.[01] ([0-9]{3})", answer.readline(_LONGEST_LINE))
+    while answer.readline(_LONGEST_LINE) not in (b"\r\n", b"\n", b""):
+        pass
+    return int(match[1]) if match else None
+
+
+def _message(status: int | None, raw: bytes) -> str:
     try:
         return str(json.loads(raw)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"HTTP status {answer.status}: {raw[:200].decode(errors='replace')}"
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__
+        return f"HTTP status {status}: {raw[:200].decode(errors='replace')}"

@@ -25,19 +25,21 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from modelsupd.control.port import LaunchPlan, Port, Refused
+from modelsupd.control.port import Port, Refused
+from modelsupd.control.secrets import MASK, masked_argv, masked_names
 from modelsupd.control.status import document
 from modelsupd.control.wire import SOCKET_NAME, VERBS
 from modelsupd.core.fleet import UnknownTarget, targets
 from modelsupd.core.phases import Replica
-from modelsupd.errors import ConfigError, ModelsupdError, may_be_secret
+from modelsupd.errors import ConfigError, ModelsupdError
 
 log = structlog.get_logger("control")
 
-MASK = "********"
-
 #: Of one request; a command is a few hundred bytes.
 LARGEST_BODY_BYTES = 64 * 1024
+
+#: The variable by which the processes of a run are known.
+RUN_MARK = "MODELSUPD_RUN"
 
 _UCRED = struct.Struct("3i")
 _BY = web.RequestKey("by", str)
@@ -82,7 +84,10 @@ class _Server:
                 web.post("/v1/reload", self._reload),
             ]
         )
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        # A handler whose client went away is cancelled, so that nobody is followed for who no longer listens.
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, handler_cancellation=True
+        )
         await runner.setup()
         try:
             await web.SockSite(runner, _bound(self._path)).start()
@@ -137,8 +142,10 @@ class _Server:
     def _shown(self, replica: Replica, *, reveal: bool) -> dict[str, Any]:
         launch = self._port.launch_plan(replica.name)
         spec = dataclasses.asdict(replica.spec)
-        masked = masked_names(launch, replica.spec.env)
+        masked = masked_names(launch.env, {*launch.secret_names, *replica.spec.env})
         env = {name: MASK if name in masked and not reveal else value for name, value in launch.env.items()}
+        # Whoever runs the command by hand must not carry the mark by which leftovers of a run are found and ended.
+        env.pop(RUN_MARK, None)
         spec["env"] = {name: env.get(name, MASK) for name in spec["env"]}
         argv = list(launch.argv) if reveal else masked_argv(launch.argv)
         return {
@@ -155,11 +162,12 @@ class _Server:
         verb, target = body.get("verb"), _target(body)
         if verb not in VERBS:
             raise _BadRequest(f"cannot carry out '{verb}': there are {', '.join(VERBS)}")
-        names = await self._port.command(str(verb), target, request[_BY])
+        # A command that was taken is carried out, whether or not whoever gave it waits for the answer.
+        names = await asyncio.shield(self._port.command(str(verb), target, request[_BY]))
         return web.json_response({"replicas": names})
 
     async def _reload(self, _request: web.Request) -> web.Response:
-        return web.json_response({"changes": await self._port.reload()})
+        return web.json_response({"changes": await asyncio.shield(self._port.reload())})
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         try:
@@ -200,28 +208,6 @@ class _Server:
                 await closing()
 
 
-def masked_names(launch: LaunchPlan, declared: Mapping[str, str]) -> set[str]:
-    """Return the variables whose values are not shown: what the operator declared, and names that look secret."""
-    looks_secret = {name for name in launch.env if may_be_secret(("", "", name))}
-    return (looks_secret | set(launch.secret_names) | set(declared)) & set(launch.env)
-
-
-def masked_argv(argv: tuple[str, ...]) -> list[str]:
-    """Return the command with the value of each flag masked whose name looks secret."""
-    shown: list[str] = []
-    for before, word in zip(("", *argv), argv, strict=False):
-        flag, equals, _value = word.partition("=")
-        if equals and flag.startswith("-") and _is_secret_flag(flag):
-            shown.append(f"{flag}={MASK}")
-        else:
-            shown.append(MASK if _is_secret_flag(before) and not word.startswith("--") else word)
-    return shown
-
-
-def _is_secret_flag(word: str) -> bool:
-    return word.startswith("--") and may_be_secret(("", "", word.removeprefix("--")))
-
-
 def _bound(path: Path) -> socket.socket:
     """Return a socket bound to `path`, 0600 in a directory of 0700; what is there and is no socket is left alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -260,7 +246,8 @@ async def _guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
         return _error(403, "cannot take this: the connection does not tell who asks")
     uid = peer_uid(connection)
     if uid not in (0, os.getuid()):
-        return _error(403, f"cannot take this from {_user(uid)}: only {_user(os.getuid())} and root may ask")
+        allowed = " and ".join(dict.fromkeys((_user(os.getuid()), _user(0))))
+        return _error(403, f"cannot take this from {_user(uid)}: only {allowed} may ask")
     request[_BY] = _user(uid)
     return await handler(request)
 

@@ -12,6 +12,7 @@ from typing import Any
 from modelsupd.control.port import Port
 from modelsupd.control.words import rfc3339
 from modelsupd.core.phases import Ready, Replica, Starting, Want, phase_name
+from modelsupd.core.spec import Start
 
 RUNNING = "running"
 NOT_RUNNING = "not running"
@@ -31,6 +32,9 @@ def document(port: Port) -> Document:
         fallback = {"name": replica.model, "engine": str(replica.spec.engine), "rows": []}
         wanted = replica.want is Want.UP and not replica.removed
         models.setdefault(replica.model, fallback)["rows"].append((wanted, _row(replica, port.wall)))
+    for name, spec in declared.items():
+        # Declared just now and on its way to be recorded: a script that waits for readiness must not see none missing.
+        models[name]["awaited"] = spec.start is Start.ALWAYS and len(models[name]["rows"]) < spec.replicas
     return {
         "daemon": {
             "state": RUNNING,
@@ -91,13 +95,15 @@ def _order(name: str) -> tuple[str, int]:
     return (model, int(index)) if index.isdigit() else (name, 0)
 
 
-def _model(name: str, engine: str | None, rows: list[tuple[bool, dict[str, Any]]]) -> dict[str, Any]:
+def _model(
+    name: str, engine: str | None, rows: list[tuple[bool, dict[str, Any]]], *, awaited: bool = False
+) -> dict[str, Any]:
     wanted = [row for want, row in rows if want]
     return {
         "name": name,
         "engine": engine,
-        "want": str(Want.UP if wanted else Want.DOWN),
-        "ready": bool(wanted) and all(row["phase"] == "ready" for row in wanted),
+        "want": str(Want.UP if wanted or awaited else Want.DOWN),
+        "ready": bool(wanted) and not awaited and all(row["phase"] == "ready" for row in wanted),
         "replicas": [row for _, row in rows],
     }
 

@@ -87,6 +87,11 @@ def either(words: Sequence[str], last: str = "and") -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}" if words else ""
 
 
+def printable(text: str) -> str:
+    """Return text without control characters, which a terminal would obey: an engine's own line may hold any."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def signal_name(number: int) -> str:
     """Return a signal as people know it: `signal 9 (SIGKILL)`."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from modelsupd.core.events import Event, Removed, Respecified
@@ -42,8 +42,12 @@ def targets(replicas: Mapping[str, Replica], target: str) -> tuple[str, ...]:
     raise UnknownTarget(f"there is no model or replica '{target}'{hint}")
 
 
-def fresh(name: str, model: str, declared: Declared, now: float) -> Step:
-    """Return a replica that the journal does not know, and what starts it where it starts by itself."""
+def fresh(name: str, model: str, declared: Declared, now: float, last_run: int = 0) -> Step:
+    """Return a replica that the journal does not know, and what starts it where it starts by itself.
+
+    `last_run` is the highest run of that name ever seen: a replica that was removed and is declared again must not
+    use a number twice.
+    """
     want = Want.UP if declared.spec.start is Start.ALWAYS else Want.DOWN
     replica = Replica(
         name=name,
@@ -52,6 +56,7 @@ def fresh(name: str, model: str, declared: Declared, now: float) -> Step:
         digest=declared.digest,
         want=want,
         phase=Stopped(now),
+        last_run=last_run,
         reason="new in the configuration" if want is Want.UP else "starts when asked to (start = 'manual')",
     )
     return begin(replica, "new in the configuration", now) if replica.runs_wanted else (replica, NOTHING)
@@ -68,19 +73,26 @@ class Plan:
     events: Mapping[str, Event]
 
 
-def plan(replicas: Mapping[str, Replica], declared: Mapping[str, Declared]) -> Plan:
-    """Compare what there is with what is declared."""
+def plan(replicas: Mapping[str, Replica], declared: Mapping[str, Declared], unsettled: Collection[str] = ()) -> Plan:
+    """Compare what there is with what is declared.
+
+    Of the `unsettled` what is published is not the last word: events wait for them, or they are not published yet.
+    They are told in any case; the same thing told twice is harmless.
+    """
     wanted = {name: (model, entry) for model, entry in declared.items() for name in replica_names(model, entry.spec)}
     events: dict[str, Event] = {}
-    for name, replica in replicas.items():
+    for name in sorted({*replicas, *unsettled}):
+        replica, told = replicas.get(name), name in unsettled
         if name not in wanted:
-            if not replica.removed:
+            if told or (replica and not replica.removed):
                 events[name] = Removed()
             continue
         entry = wanted[name][1]
-        if replica.removed or replica.spec != entry.spec or replica.digest != entry.digest:
+        now = (entry.spec, entry.digest, False)
+        if told or (replica and (replica.spec, replica.digest, replica.removed) != now):
             events[name] = Respecified(entry.spec, entry.digest)
-    return Plan({name: entry for name, entry in wanted.items() if name not in replicas}, events)
+    known = {*replicas, *unsettled}
+    return Plan({name: entry for name, entry in wanted.items() if name not in known}, events)
 
 
 def is_gone(replica: Replica) -> bool:

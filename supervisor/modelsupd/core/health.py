@@ -57,8 +57,13 @@ def begin(now: float) -> Pulse:
 
 
 def failures_needed(limits: HealthLimits) -> int:
-    """Return how many failed probes in a row a verdict needs: two, or one where two do not fit into `hang_after_s`."""
-    return 2 if limits.probe_interval_s + limits.probe_timeout_s <= limits.hang_after_s else 1
+    """Return how many failed probes in a row a verdict needs: two, or one where two take too long.
+
+    The first is sent an interval after the last sign of life at most, the second when the first has timed out and an
+    interval has passed; it must have timed out one probe's timeout after `hang_after_s`.
+    """
+    second_sent_s = limits.probe_interval_s + max(limits.probe_interval_s, limits.probe_timeout_s)
+    return 2 if second_sent_s <= limits.hang_after_s else 1
 
 
 def next_kind(pulse: Pulse, limits: HealthLimits, now: float) -> ProbeKind:

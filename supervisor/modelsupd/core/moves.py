@@ -20,6 +20,7 @@ from modelsupd.core.phases import (
     Ready,
     Replica,
     Resolving,
+    Spawning,
     Starting,
     Stopped,
     Stopping,
@@ -108,9 +109,10 @@ def fail_internally(replica: Replica, words: str, now: float) -> Step:
     fault = Fault(Failure(FailureClass.INTERNAL, words))
     if isinstance(replica.phase, Live):
         return kill(replica, fault, f"{FailureClass.INTERNAL}: {words}", now)
-    if isinstance(replica.phase, Clearing):
+    if isinstance(replica.phase, Spawning | Clearing):
+        # An effect is about to tell of a process, or of the last of one: another run before that would be one too many.
         return replace(replica, reason=f"{FailureClass.INTERNAL}: {words}"), NOTHING
-    return after_fault(replica, fault, now)
+    return settle(replica, fault, now)
 
 
 def probe(replica: Replica, kind: ProbeKind) -> Probe:

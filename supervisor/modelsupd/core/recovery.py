@@ -115,8 +115,8 @@ def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # n
     if process is not None and not isinstance(phase, Live | Clearing):
         return _adopt(replica, process, now)
     match phase:
-        case Draining(cause=Reason.SHUTDOWN) if process is not None:
-            # Whoever drained it is gone and has sent no signal yet; it is wanted, so it goes on.
+        case Draining(cause=Reason.SHUTDOWN) if process and replica.runs_wanted and process.digest == replica.digest:
+            # Whoever drained it is gone and has sent no signal yet; it is what is wanted, so it goes on.
             ready = Ready(phase.since, process, health.begin(now))
             return replace(replica, phase=ready, reason="adopted; the daemon that drained it is gone"), (Watch(run),)
         case Starting() | Ready() | Draining():

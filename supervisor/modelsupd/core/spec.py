@@ -1,8 +1,8 @@
 """What the operator declared.
 
 Frozen dataclasses that `config` fills from models.toml through pydantic; there is no second model of the same thing.
-Each field's metadata holds its one-line description and its range, from which come the error messages of `problems`,
-the JSON Schema and the reference page.
+Each field's metadata holds its one-line description and its range; `config` reads both for its checks and for the JSON
+Schema.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
@@ -198,32 +197,6 @@ class Problem:
     path: tuple[str, ...]
     value: object
     why: str
-
-
-def out_of_range(spec: object, path: tuple[str, ...] = ()) -> Iterator[Problem]:
-    """Yield every number of a spec, nested ones included, that is outside the range its field declares."""
-    for item in fields(spec):  # type: ignore[arg-type]  # every caller passes one of the dataclasses above
-        value = getattr(spec, item.name)
-        here = (*path, item.name)
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                if dataclasses.is_dataclass(inner):
-                    yield from out_of_range(inner, (*here, key))
-        elif dataclasses.is_dataclass(value):
-            yield from out_of_range(value, here)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield from _number_problems(value, item.metadata, here)
-
-
-def _number_problems(value: float, bounds: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Problem]:
-    if not math.isfinite(value):
-        yield Problem(path, value, "must be a finite number")
-    elif "gt" in bounds and value <= bounds["gt"]:
-        yield Problem(path, value, f"must be greater than {bounds['gt']}")
-    elif "ge" in bounds and value < bounds["ge"]:
-        yield Problem(path, value, f"must be at least {bounds['ge']}")
-    elif "le" in bounds and value > bounds["le"]:
-        yield Problem(path, value, f"must be at most {bounds['le']}")
 
 
 def launch_digest(spec: ModelSpec, binary: str = "") -> str:

@@ -59,6 +59,7 @@ RULES = (
     ),
     patterns.rule(_K.ADDRESS_IN_USE, r"couldn't bind (?:to )?HTTP server socket"),
     *patterns.COMMON,
+    patterns.rule(_K.MISSING_LIBRARY, r"no CPU backend found|failed to load backend "),
     patterns.rule(
         # ggml names the buffer: CPU, CPU_Mapped, CPU_REPACK and the pinned CUDA_Host are the host's memory.
         _K.OUT_OF_GPU_MEMORY,

@@ -314,6 +314,10 @@ class Driver:
             self._changed.clear()
             await self._changed.wait()
 
+    def unsettled(self) -> set[str]:
+        """Return the replicas of which what is published is not the last word."""
+        return {name for name, lane in self._lanes.items() if lane.busy or lane.inbox}
+
     def progressing(self) -> bool:
         """Tell whether anything was recorded since this was last asked, or nothing waits to be."""
         seen, self._commits_seen = self._commits_seen, self._commits

@@ -37,7 +37,6 @@ from modelsupd.runtime.process import (
     SpawnError,
     TreeVitals,
     connections,
-    listener_is_ours,
 )
 
 #: Time beyond the declared limits that a shim gives the daemon to follow up a stop before it acts by itself.
@@ -57,6 +56,7 @@ class RuntimeEffects:
         self._processes = processes
         self._engines = engines
         self._oom_kills: dict[tuple[str, int], int] = {}
+        self._binaries: dict[str, str] = {}
 
     async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: PLR0911 - one case an action
         """Carry out one action."""
@@ -90,6 +90,7 @@ class RuntimeEffects:
         inputs = await asyncio.to_thread(look, replica.spec, self._engine(replica))
         if inputs.failure is not None:
             return Unresolved(action.run, inputs.failure, inputs.fingerprint)
+        self._binaries[replica.name] = inputs.binary
         return Resolved(action.run, replica.digest, inputs.fingerprint)
 
     async def _spawn(self, replica: Replica, action: Spawn) -> Event:
@@ -103,10 +104,11 @@ class RuntimeEffects:
             return SpawnFailed(action.run, error.failure)
 
     def launch(self, replica: Replica, run: int) -> Launch:
-        """Return how a run of the replica is started."""
+        """Return how a run of the replica is started; the program is the one found when it was last resolved."""
         spec = replica.spec
-        inputs = look(spec, self._engine(replica))
-        command = adapter(spec.engine).command(replica.model, spec, binary=inputs.binary, weights=spec.weights)
+        engine = adapter(spec.engine)
+        binary = self._binaries.get(replica.name) or engine.binary(spec, self._engine(replica))
+        command = engine.command(replica.model, spec, binary=binary, weights=spec.weights)
         return Launch(
             replica=replica.name,
             run=run,
@@ -160,7 +162,7 @@ class RuntimeEffects:
             )
         finally:
             sampler.cancel()
-        if kind is ProbeKind.START and outcome is Outcome.TOKENS and not listener_is_ours(process):
+        if kind is ProbeKind.START and outcome is Outcome.TOKENS and not self._processes.listener_is_ours(process):
             outcome, evidence = Outcome.FAILED, f"{process.endpoint} is answered by a process that is not ours"
         last = self._processes.vitals(replica.name, run) if first or kind is ProbeKind.START else TreeVitals()
         before = _vitals(first[0] if first else last)

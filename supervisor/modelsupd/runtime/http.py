@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -149,9 +150,9 @@ class _Exchange(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the request."""
-        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - for the type checker: a stream's always is
-        self._transport = transport
-        transport.write(self._payload)
+        # uvloop's transports are no subclass of asyncio's, so an isinstance would be wrong here.
+        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport.write(self._payload)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""

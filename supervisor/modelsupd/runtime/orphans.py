@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 
 
-def reap_orphans(own: Collection[int | None]) -> int:
+def reap_orphans(own: Collection[int]) -> int:
     """Reap every dead child that is not in `own`, if this process is PID 1; return how many there were.
 
     `own` are waited for elsewhere. A dead one of them may hide orphans behind it until it is reaped there, because

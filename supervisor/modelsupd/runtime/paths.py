@@ -21,7 +21,7 @@ class LockedError(Exception):
 
 
 def make_private(directory: Path) -> Path:
-    """Make a directory, its parents too, that only its owner may enter; return it."""
+    """Make a directory that only its owner may enter, and its parents with the usual permissions; return it."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return directory
 
@@ -38,11 +38,8 @@ def state_name(replica: str, run: int) -> str:
 
 def highest_run(runtime_dir: Path, state_dir: Path, replica: str) -> int:
     """Return the highest run number of a replica that either tree has a directory for, 0 if none."""
-    return max(
-        0,
-        *_numbers(runtime_dir / "runs", f"{_short(replica)}-"),
-        *_numbers(state_dir / "runs", f"{_readable(replica)}."),
-    )
+    known = _numbers(runtime_dir / "runs", f"{_short(replica)}-") + runs_in_state(state_dir, replica)
+    return max(known, default=0)
 
 
 def runs_in_state(state_dir: Path, replica: str) -> list[int]:
@@ -51,7 +48,7 @@ def runs_in_state(state_dir: Path, replica: str) -> list[int]:
 
 
 def hold(directory: Path) -> int:
-    """Take `directory/lock` for as long as the returned descriptor is open; raises LockedError, which names the holder."""
+    """Take `directory/lock` for as long as the returned descriptor is open; raises LockedError, naming the holder."""
     make_private(directory)
     path = directory / "lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

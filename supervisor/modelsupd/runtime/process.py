@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from typing import Any
 from modelsupd.core.events import Exit, Failure, FailureClass, Process
 from modelsupd.runtime import identity, paths, rundir, vitals
 from modelsupd.runtime.identity import Pidfd, Token
+from modelsupd.runtime.reserve import Reserve
 from modelsupd.runtime.rundir import RunDir
 from modelsupd.runtime.runs import (
     Ended,
@@ -33,6 +33,7 @@ from modelsupd.runtime.runs import (
     spec_of,
 )
 from modelsupd.runtime.shim import tree
+from modelsupd.runtime.shim.shim import NAME as SHIM_NAME
 from modelsupd.runtime.shim.shim import SAY_UNCLEARED_AFTER_S
 from modelsupd.runtime.spawning import NoReportError, Spawner
 from modelsupd.runtime.vitals import TreeVitals, connections
@@ -69,6 +70,7 @@ class Processes:
         self.installation = identity.make_installation_id(state_dir)
         self._boot_id = identity.boot_id()
         self._spawner = Spawner()
+        self._reserve = Reserve()
         self._runs: dict[tuple[str, int], Held] = {}
 
     async def open(self) -> None:
@@ -80,6 +82,7 @@ class Processes:
         for held in self._runs.values():
             held.close()
         self._runs.clear()
+        self._reserve.close()
         await self._spawner.stop()
 
     def children(self) -> frozenset[int]:
@@ -121,7 +124,8 @@ class Processes:
         else:  # descriptors ran out while the report was on its way; what was reserved for it may be free now
             for fd in fds:
                 os.close(fd)
-            shim, engine = (Pidfd.open(answer[who]) or Pidfd(-1) for who in ("shim", "engine"))
+            with self._reserve.released():
+                shim, engine = (Pidfd.open(answer[who]) or Pidfd(-1) for who in ("shim", "engine"))
         self._runs[launch.replica, launch.run] = Held(process, shim, engine)
         return process
 
@@ -141,7 +145,8 @@ class Processes:
         """
         held = self._runs.get((replica, run))
         if held is None:
-            return self._ended(replica, run, note="this run is not held")
+            with self._reserve.released():
+                return self._ended(replica, run, note="this run is not held")
         first = [asyncio.ensure_future(held.shim.gone()), asyncio.ensure_future(held.engine.gone())]
         try:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
@@ -202,20 +207,7 @@ class Processes:
 
     def log_tail(self, replica: str, run: int, max_bytes: int = 65536) -> str:
         """Return the end of a run's log, whole lines, at most `max_bytes`; '' if there is none."""
-        log = self._place(replica, run).state / "log"
-        parts: list[bytes] = []
-        wanted = max_bytes
-        for path in (log, log.with_name("log.1")):
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - wanted))
-                parts.insert(0, file.read(wanted))
-                wanted -= len(parts[0])
-                if size > len(parts[0]) and b"\n" in parts[0]:
-                    parts[0] = parts[0].split(b"\n", 1)[1]
-            if wanted <= 0:
-                break
-        return b"".join(parts).decode("utf-8", "replace")
+        return self._place(replica, run).log_tail(max_bytes)
 
     # End
 
@@ -232,14 +224,19 @@ class Processes:
             held.shim.send(signal.SIGUSR2)
             held.shim.send(signal.SIGCONT)  # a stopped shim would not obey
             return
-        for pid, start in self._leftovers(replica, run):
-            tree.send(pid, start, signal.SIGKILL)
+        with self._reserve.released():
+            for pid, start in self._leftovers(replica, run):
+                tree.send(pid, start, signal.SIGKILL)
 
     async def clear(self, replica: str, run: int, timeout_s: float) -> tuple[int, ...]:
         """End whatever is left of a run and wait until it is gone; return the pids that withstood.
 
         () means that nothing is left: the run directory in RUNTIME is removed, log and exit.json stay.
         """
+        with self._reserve.released():
+            return await self._clear(replica, run, timeout_s)
+
+    async def _clear(self, replica: str, run: int, timeout_s: float) -> tuple[int, ...]:
         give_up_at = asyncio.get_running_loop().time() + timeout_s
         held = self._runs.get((replica, run))
         place = self._place(replica, run)
@@ -300,6 +297,7 @@ class Processes:
         a late shim goes, and what is left of it gets SIGKILL; `clear` or `end_strays` waits for that and removes the
         directory. Nothing else is ended here.
         """
+        rundir.sweep(self._runtime)
         places = rundir.all_in(self._runtime, self._state)
         unknown = [each for each in places if (each[0], each[1]) not in self._runs]
         found = list(await asyncio.gather(*(self._examine(*each) for each in unknown)))
@@ -358,12 +356,13 @@ class Processes:
             self.terminate(replica, run)
             await held.shim.gone(timeout_s)
         else:
-            # A shim is among those with the token. SIGTERM and SIGUSR2 make it clear its tree better than we could.
+            # If a shim is among those with the token, it clears its tree better than we could.
             for number, patience_s in ((signal.SIGTERM, timeout_s), (signal.SIGUSR2, _SHIM_ANSWER_S)):
                 left = self._leftovers(replica, run)
-                for pid, start in left:
+                shims = [each for each in left if tree.name_of(each[0]) == SHIM_NAME]
+                for pid, start in shims or (left if number == signal.SIGTERM else []):
                     tree.send(pid, start, number)
-                await self._until_dead(left, patience_s)
+                await self._until_dead(left, patience_s if shims or number == signal.SIGTERM else 0)
         return await self.clear(replica, run, _STRAY_KILL_S)
 
     @staticmethod

@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from modelsupd.runtime import paths
 from modelsupd.runtime.shim.log import COUNTERS
 from modelsupd.runtime.shim.shim import write_json
 
+_RUN_NAME = re.compile(r"[0-9a-f]{12}-[0-9]+")  # see paths.runtime_name
+
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
@@ -35,6 +38,15 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):  # absent, or cut short by a power cut: either way nothing is known
         return None
     return value if isinstance(value, dict) else None
+
+
+def _end_of(path: Path, max_bytes: int) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - max_bytes))
+            return file.read(max_bytes)
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class RunDir:
         paths.make_private(self.runtime.parent)
         self.runtime.mkdir(mode=0o700)
         try:
+            paths.make_private(self.state.parent)
             paths.make_private(self.state)
             (self.state / "exit.json").unlink(missing_ok=True)  # of a run with this number before RUNTIME was lost
             return paths.make_private(self.state / "tmp")
@@ -85,8 +98,9 @@ class RunDir:
         return _read_json(self.runtime / "run.json")
 
     def read_exit(self) -> dict[str, Any] | None:
-        """Return exit.json, None if the shim could not write it."""
-        return _read_json(self.state / "exit.json") or _read_json(self.runtime / "exit.json")
+        """Return exit.json, None if the shim could not write it; the later one if a full disk parted them."""
+        both = [_read_json(directory / "exit.json") for directory in (self.state, self.runtime)]
+        return max((each for each in both if each is not None), key=lambda each: each["mono_s"], default=None)
 
     def log_bytes(self) -> int | None:
         """Return how many bytes of output the shim has read, None if that is not known."""
@@ -95,6 +109,23 @@ class RunDir:
         except OSError:
             return None
         return int(COUNTERS.unpack(raw)[0]) if len(raw) == COUNTERS.size else None
+
+    def log_tail(self, max_bytes: int) -> str:
+        """Return the end of the log, whole lines, at most `max_bytes`; '' if there is none."""
+        parts: list[bytes] = []
+        wanted = max_bytes
+        number = 0
+        while wanted > 0:
+            part = _end_of(self.state / (f"log.{number}" if number else "log"), wanted)
+            if part is None:
+                break
+            parts.insert(0, part)
+            wanted -= len(part)
+            number += 1
+        tail = b"".join(parts)
+        if wanted <= 0 and b"\n" in tail:  # it may begin in the middle of a line
+            tail = tail.split(b"\n", 1)[1]
+        return tail.decode("utf-8", "replace")
 
     def void(self) -> bool:
         """Give the run up, unless a shim lives: take the lock, mark the directory, let go. Return whether that worked.
@@ -154,3 +185,13 @@ def all_in(runtime_dir: Path, state_dir: Path) -> list[tuple[str, int, RunDir]]:
                 place = RunDir.of(runtime_dir, state_dir, spec["replica"], spec["run"])
                 found.append((spec["replica"], spec["run"], place))
     return found
+
+
+def sweep(runtime_dir: Path) -> None:
+    """Remove directories that a daemon died over: while it made them, before spec.json, or while it removed them."""
+    with contextlib.suppress(FileNotFoundError):
+        for directory in (runtime_dir / "runs").iterdir():
+            begun = _RUN_NAME.fullmatch(directory.name) and not (directory / "spec.json").exists()
+            # Without a spec.json no shim gets further than the lock, and one that waits there finds `void`.
+            if directory.name.endswith(".gone") or (begun and RunDir(directory, directory).void()):
+                shutil.rmtree(directory, ignore_errors=True)

@@ -137,7 +137,7 @@ def process_of(record: Mapping[str, Any]) -> Process:
 
 def spawn_error(launch: Launch, why: str) -> SpawnError:
     """Return the error of a spawn that failed for lack of something here, not because of the binary."""
-    words = f"cannot start run {launch.run} of {launch.replica!r}: {why.lower()}"
+    words = f"cannot start run {launch.run} of {launch.replica!r}: {why[:1].lower()}{why[1:]}"
     return SpawnError(Failure(FailureClass.SPAWN, words))
 
 
@@ -145,7 +145,7 @@ def refusal(launch: Launch, answer: Mapping[str, Any]) -> SpawnError:
     """Return the error that a shim reported."""
     if answer["step"] != "exec" or answer["errno"] not in _BAD_BINARY:
         return spawn_error(launch, answer["why"])
-    words = f"cannot execute {launch.argv[0]!r}: {answer['why'].lower()}"
+    words = f"cannot execute {launch.argv[0]!r}: {answer['why'][:1].lower()}{answer['why'][1:]}"
     if answer["errno"] == errno.ENOENT and Path(launch.argv[0]).exists():
         words += " (the interpreter that its first line names, or the loader that it was linked with, is missing)"
     return SpawnError(Failure(FailureClass.MISSING_BINARY, words))

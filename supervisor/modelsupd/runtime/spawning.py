@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import os
 import socket
 import subprocess
@@ -13,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modelsupd.runtime.shim import title, tree
+from modelsupd.runtime.shim import packet, title, tree
 
 #: Where the package lies; the spawner runs isolated (-I -S) and is told. Appended, so that it can hide nothing of the
 #: standard library's.
@@ -86,8 +85,9 @@ class Spawner:
         try:
             ours.setblocking(False)
             with theirs:
-                spare = [os.dup(ours.fileno()), os.dup(ours.fileno())]
-                await self._send(json.dumps({"v": 1, "directory": str(directory)}).encode(), theirs.fileno())
+                for _ in range(2):
+                    spare.append(os.dup(ours.fileno()))  # noqa: PERF401 - the first must be known if the second fails
+                await self._send({"v": 1, "directory": str(directory)}, theirs.fileno())
             try:
                 await asyncio.wait_for(_readable(ours), timeout_s)
             except TimeoutError:
@@ -95,24 +95,24 @@ class Spawner:
             while spare:
                 os.close(spare.pop())
             try:
-                packet, fds, _, _ = socket.recv_fds(ours, 65536, 2, socket.MSG_CMSG_CLOEXEC)
+                answer, fds = packet.receive(ours, 2)
             except OSError as error:
                 raise NoReportError(f"the report of the shim was lost: {error.strerror}") from error
         finally:
             ours.close()
             for fd in spare:
                 os.close(fd)
-        if not packet:
+        if answer is None:
             raise NoReportError("the shim, or the process that forks shims, died before it reported")
-        return json.loads(packet), fds
+        return answer, fds
 
-    async def _send(self, packet: bytes, fd: int) -> None:
+    async def _send(self, request: dict[str, Any], fd: int) -> None:
         async with self._sending:
             for attempt in (1, 2):
                 if self.pid is None or self._control is None:
                     self.start()
                 try:
-                    await self._send_once(packet, fd)
+                    await self._send_once(request, fd)
                 except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError):
                     # It died without taking this request, so the request may be made again.
                     self._drop()
@@ -121,13 +121,13 @@ class Spawner:
                 else:
                     return
 
-    async def _send_once(self, packet: bytes, fd: int) -> None:
+    async def _send_once(self, request: dict[str, Any], fd: int) -> None:
         control = self._control
         if control is None:
             raise OSError(errno.EPIPE, "the spawner is stopped")
         while True:
             try:
-                socket.send_fds(control, [packet], [fd])
+                packet.send(control, request, [fd])
             except BlockingIOError:
                 await _writable(control)
             else:

@@ -212,7 +212,7 @@ def load(directory: Path) -> tuple[Reading, Fold, Link | None, Chain]:
     if not segments:
         return Reading({}, None, 0, (), 0), Fold(), None, Chain(1, 0)
     path = segments[max(segments)]
-    fold, result = _settled(path)
+    fold, result = settled(path)
     chain = result.chain
     torn = (Torn(path.name, chain.end, result.torn_bytes),) if result.torn_bytes else ()
     states = {name: json.loads(state) for name, state in fold.states.items()}
@@ -220,7 +220,7 @@ def load(directory: Path) -> tuple[Reading, Fold, Link | None, Chain]:
     return reading, fold, Link(path.name, chain.end), chain
 
 
-def _settled(path: Path) -> tuple[Fold, Scan]:
+def settled(path: Path) -> tuple[Fold, Scan]:
     """Scan a file that may be written to: what looks like damage counts once two readings agree on it."""
     data = path.read_bytes()
     while True:
@@ -271,7 +271,7 @@ def history(directory: Path, *, after_seq: int = 0) -> Iterator[dict[str, Any]]:
     segment quietly. Memory is bounded by the largest record.
     """
     segments = linked(directory)
-    for segment, later in zip(segments, [*segments[1:], None], strict=True):
+    for segment, later in zip(segments, [*segments, None][1:], strict=True):
         if later is not None and later.first["seq"] <= after_seq + 1:
             continue
         chain = Chain(segment.first["seq"], int(segment.first["prev"], 16))
@@ -305,7 +305,7 @@ def _check_end(segment: Linked, chain: Chain, later: Linked | None) -> None:
             file.seek(chain.end)
             blank = not file.read().strip(b"\0")
         if not blank:
-            _settled(segment.path)
+            settled(segment.path)
     elif chain.end < segment.counts_to:
         why = f"no record in order begins there, and it was synced up to {segment.counts_to}"
         raise Damaged(name, chain.end, why)

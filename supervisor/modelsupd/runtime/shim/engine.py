@@ -167,7 +167,8 @@ def _become(argv: list[str], env: dict[str, str], cwd: str, shim_pid: int, pipes
     except BaseException as error:  # noqa: BLE001 - the forked child must never return into the shim's code
         if not isinstance(error, OSError):
             error = OSError(0, repr(error))
-        told = {"step": step, "errno": error.errno, "why": error.strerror or str(error)}
+        why = error.strerror or str(error)
+        told = {"step": step, "errno": error.errno, "why": f"cannot enter {cwd!r}: {why}" if step == "chdir" else why}
         with contextlib.suppress(OSError):
             os.write(error_write, json.dumps(told).encode())
     finally:

@@ -42,10 +42,8 @@ class Log:
         self._file_in_line = False  # whether the last byte written was
         self._gap_bytes = 0  # lost since the last successful write
         self._gap_why = ""
+        self._counters_path = counters
         self._counters = -1
-        if counters is not None:
-            with contextlib.suppress(OSError):
-                self._counters = os.open(counters, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def feed(self, data: bytes) -> None:
         """Take what was read from the engine."""
@@ -61,9 +59,10 @@ class Log:
         self._count()
 
     def say(self, text: str) -> None:
-        """Write a line of the shim's own."""
-        start = b"\n" if self._file_in_line else b""
-        self._put(start + stamp(time.time()) + b"modelsupd: " + text.encode() + b"\n")
+        """Write lines of the shim's own."""
+        mark = stamp(time.time())
+        lines = [mark + b"modelsupd: " + line.encode() + b"\n" for line in text.splitlines()]
+        self._put((b"\n" if self._file_in_line else b"") + b"".join(lines))
         # What the engine was in the middle of goes on in a line of its own.
         self._stream_in_line = False
         self._count()
@@ -76,9 +75,12 @@ class Log:
         self._fd = self._counters = -1
 
     def _count(self) -> None:
-        if self._counters >= 0:
-            with contextlib.suppress(OSError):
-                os.pwrite(self._counters, COUNTERS.pack(self.read_bytes, self.lost_bytes), 0)
+        if self._counters_path is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._counters < 0:
+                self._counters = os.open(self._counters_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.pwrite(self._counters, COUNTERS.pack(self.read_bytes, self.lost_bytes), 0)
 
     def _put(self, data: bytes) -> None:
         at = 0
@@ -114,7 +116,7 @@ class Log:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self._size = os.fstat(self._fd).st_size
         except OSError as error:
-            self._gap_why = str(error.strerror)
+            self._gap_why = (error.strerror or str(error)).lower()
             return False
         return True
 

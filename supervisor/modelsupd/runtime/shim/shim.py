@@ -26,8 +26,11 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from modelsupd.runtime.shim import engine, title, tree
+from modelsupd.runtime.shim import engine, packet, title, tree
 from modelsupd.runtime.shim.log import Log, stamp
+
+NAME = "modelsupd-shim"
+"""What a shim is called in /proc/PID/comm."""
 
 SAY_UNCLEARED_AFTER_S = 2.0
 """With the engine gone for this long and descendants left, exit.json says so."""
@@ -41,6 +44,7 @@ _IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal
 def main(directory: str, report: socket.socket) -> NoReturn:
     """Be the shim of the run in `directory`; called in the forked child and never returns."""
     code = 1
+    watching: Shim | None = None
     try:
         shim = Shim(directory)
         try:
@@ -52,12 +56,13 @@ def main(directory: str, report: socket.socket) -> NoReturn:
             _tell(report, {"v": 1, "step": step, "errno": number, "why": str(error)}, [])
         else:
             _tell(report, answer, fds)
+            watching = shim
             shim.watch()
             code = 0
     except BaseException:  # noqa: BLE001 - whatever happens here must be told, and must not run on in the spawner's code
         _tell(report, {"v": 1, "step": "spawn", "errno": 0, "why": traceback.format_exc()}, [])
-        with contextlib.suppress(OSError), open(f"{directory}/error", "w") as file:
-            file.write(traceback.format_exc())
+        if watching is not None:
+            watching.fail(traceback.format_exc())
     finally:
         os._exit(code)
 
@@ -65,7 +70,7 @@ def main(directory: str, report: socket.socket) -> NoReturn:
 def _tell(report: socket.socket, answer: dict[str, Any], fds: list[int]) -> None:
     """Answer the daemon; one that is gone learns the same from the run directory."""
     with contextlib.suppress(OSError):
-        socket.send_fds(report, [json.dumps(answer).encode()], fds)
+        packet.send(report, answer, fds)
     report.close()
 
 
@@ -105,7 +110,7 @@ class Shim:
         signal.signal(signal.SIGUSR2, self._on_kill)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         os.setsid()
-        title.set_name("modelsupd-shim")
+        title.set_name(NAME)
 
     def _on_term(self, *_: object) -> None:
         self._term_asked = True
@@ -125,7 +130,6 @@ class Shim:
             raise OSError(errno.ENOENT, "cannot read /proc: modelsupd needs it")
         with contextlib.suppress(OSError):
             os.makedirs(spec["tmp"], 0o700, exist_ok=True)
-        self._exit_fd = self._reserve_exit()
         counters = f"{self._directory}/counters"
         self._log = Log(spec["state"], spec["log_max_bytes"], spec["log_files"], counters)
         self._engine = started = engine.start(spec)
@@ -176,10 +180,16 @@ class Shim:
             return -1
         return fd
 
+    def fail(self, why: str) -> None:
+        """Leave the engine's last words in the log, and why nobody follows them."""
+        self._read_rest()
+        self._log.say(f"the shim failed, and the engine ends with it: {why}")
+
     # The loop
 
     def watch(self) -> None:
         """Pass on output and signals until nothing of the run is left, then record how it ended."""
+        self._exit_fd = self._reserve_exit()
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(self._engine.log_fd, select.POLLIN)
@@ -272,6 +282,10 @@ class Shim:
                 return True
 
     def _send_all(self, number: int) -> None:
+        # The leader first and by the descriptor in hand: it must not outlive a shortage of descriptors, which hides
+        # the others until it is over.
+        if self._status is None:
+            signal.pidfd_send_signal(self._engine.pidfd, number)
         for each in tree.descendants(os.getpid()):
             if not each.dead:
                 tree.send(each.pid, each.start, number)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import signal
 import socket
 from typing import NoReturn
 
-from modelsupd.runtime.shim import shim, title
+from modelsupd.runtime.shim import packet, shim, title
 
 
 def main(fd: int) -> NoReturn:
@@ -28,11 +27,11 @@ def main(fd: int) -> NoReturn:
     gc.collect()
     gc.freeze()  # so that the collector of a shim touches none of the shared pages
     while True:
-        packet, fds, _, _ = socket.recv_fds(control, 65536, 1, socket.MSG_CMSG_CLOEXEC)
-        if not packet:
+        asked, fds = packet.receive(control, 1)
+        if asked is None:
             os._exit(0)
         if fds:  # without descriptors left here, the daemon sees its end of the report closed
-            _spawn(control, str(json.loads(packet)["directory"]), socket.socket(fileno=fds[0]))
+            _spawn(control, asked["directory"], socket.socket(fileno=fds[0]))
 
 
 def _spawn(control: socket.socket, directory: str, report: socket.socket) -> None:
@@ -41,7 +40,7 @@ def _spawn(control: socket.socket, directory: str, report: socket.socket) -> Non
     except OSError as error:
         told = {"v": 1, "step": "spawn", "errno": error.errno, "why": f"cannot fork a shim: {error.strerror}"}
         with contextlib.suppress(OSError):
-            report.send(json.dumps(told).encode())
+            packet.send(report, told, [])
         pid = -1
     if pid == 0:
         control.close()

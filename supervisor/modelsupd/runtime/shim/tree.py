@@ -154,6 +154,11 @@ def send(pid: int, start: int, number: int) -> bool:
         os.close(fd)
 
 
+def name_of(pid: int) -> str:
+    """Return the name in /proc/PID/comm, '' where there is no such process."""
+    return (read_file(f"/proc/{pid}/comm") or b"").decode("utf-8", "replace").strip()
+
+
 def token_of(pid: int) -> str | None:
     """Return the run's token from a process's environment, None if it has none or we may not look."""
     raw = read_file(f"/proc/{pid}/environ")

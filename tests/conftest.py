@@ -1,0 +1,79 @@
+"""What holds for every test: directories with short paths, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from waiting import until
+
+#: Everything that this test process makes lies below one short path, by which what it leaves behind is found. A unix
+#: socket's path has room for 107 bytes.
+ROOT = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))
+ROOT.chmod(0o755)
+tempfile.tempdir = str(ROOT)
+os.environ["TMPDIR"] = str(ROOT)
+os.environ["PYTEST_DEBUG_TEMPROOT"] = str(ROOT)
+
+
+def ours() -> dict[int, str]:
+    """Return the living processes that were started below ROOT, other than this one: pid → command line."""
+    found = {}
+    mark = f"{ROOT}/".encode()
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            with open(f"/proc/{entry.name}/cmdline", "rb") as file:  # noqa: PTH123 - many small files, opened fast
+                words = file.read()
+            with open(f"/proc/{entry.name}/environ", "rb") as file:  # noqa: PTH123 - the same
+                environment = file.read()
+        except OSError:
+            continue
+        # A process without a command line is a zombie or a kernel thread.
+        if words and (mark in words or mark in environment):
+            found[int(entry.name)] = words.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+def held() -> set[str]:
+    """Return what of ours still listens on a unix socket, and the file locks that this process still holds."""
+    sockets = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if f" {ROOT}/" in line}
+    locks = {line for line in Path("/proc/locks").read_text().splitlines() if line.split()[4:5] == [str(os.getpid())]}
+    return sockets | locks
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    before, held_before = set(ours()), held()
+    yield
+
+    def left() -> dict[int, str]:
+        return {pid: words for pid, words in ours().items() if pid not in before}
+
+    try:
+        until(lambda: not left() and not held() - held_before, timeout_s=3)
+    except AssertionError:
+        processes, things = left(), held() - held_before
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+        pytest.fail(f"left behind: processes {processes}, sockets and locks {things}")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Return a fresh directory with a short path."""
+    path = Path(tempfile.mkdtemp(prefix="p"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def pytest_sessionfinish() -> None:
+    """Remove what the tests wrote."""
+    shutil.rmtree(ROOT, ignore_errors=True)

@@ -1,0 +1,134 @@
+"""The status document, which other people's scripts rely on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from control_world import EPOCH, MemoryPort, Tape, wall
+from modelsupd.control.status import all_ready, document, last_known
+from modelsupd.core.events import Outcome, ProbeKind, Removed, StopAsked, Ticked
+
+ROW_KEYS = ["name", "phase", "run", "pid", "shim_pid", "endpoint", "gpus", "since", "restarts", "reason"]
+
+
+def ready(name: str = "tiny/0") -> Tape:
+    tape = Tape(name)
+    tape.up(0)
+    return tape
+
+
+def stopped(name: str) -> Tape:
+    tape = Tape(name)
+    tape.now(StopAsked("ada"), 1)
+    return tape
+
+
+def of(place: Path, *tapes: Tape) -> MemoryPort:
+    async def make() -> MemoryPort:
+        return MemoryPort(place, *tapes)
+
+    return asyncio.run(make())
+
+
+def test_the_document_is_as_the_contract_says(place: Path) -> None:
+    port = of(place, ready())
+    assert document(port) == {
+        "daemon": {
+            "state": "running",
+            "pid": port.pid,
+            "version": "1.2.3",
+            "since": "2026-01-31T12:00:00.000Z",
+            "journal": {"seq": 4, "read_only": None},
+        },
+        "models": [
+            {
+                "name": "tiny",
+                "engine": "command",
+                "want": "up",
+                "ready": True,
+                "replicas": [
+                    {
+                        "name": "tiny/0",
+                        "phase": "ready",
+                        "run": 1,
+                        "pid": 100,
+                        "shim_pid": 99,
+                        "endpoint": "unix:/run/m/runs/x-1/engine.sock",
+                        "gpus": [],
+                        "since": "2026-01-31T12:00:02.000Z",
+                        "restarts": 0,
+                        "reason": "generates: 4 tokens in 20 ms",
+                    }
+                ],
+            }
+        ],
+        "gpus": [],
+    }
+
+
+def test_a_model_is_ready_when_all_its_wanted_replicas_are(place: Path) -> None:
+    one_down = document(of(place, ready("a/0"), stopped("a/1")))
+    assert (one_down["models"][0]["want"], one_down["models"][0]["ready"]) == ("up", True)
+    one_starts = document(of(place, ready("a/0"), Tape("a/1")))
+    assert one_starts["models"][0]["ready"] is False
+    assert not all_ready(one_starts)
+    all_down = document(of(place, stopped("a/0")))
+    assert (all_down["models"][0]["want"], all_down["models"][0]["ready"]) == ("down", False)
+    assert all_ready(all_down)
+
+
+def test_what_an_operator_stopped_says_that_it_stays_so(place: Path) -> None:
+    row = document(of(place, stopped("a/0")))["models"][0]["replicas"][0]
+    assert row["reason"] == "stop asked for by ada; stays down until started, after a reboot too"
+    assert row["pid"] is None
+    assert list(row) == ROW_KEYS
+
+
+def test_a_complaint_of_the_last_probe_shows(place: Path) -> None:
+    tape = Tape()
+    tape.spawned_first(0.2)
+    tape.probed(Outcome.LOADING, "Loading model", 1)
+    assert "not ready yet: Loading model" in document(of(place, tape))["models"][0]["replicas"][0]["reason"]
+    tape.probed(Outcome.TOKENS, "4 tokens", 2)
+    for at in (10.0, 20.0):
+        tape.now(Ticked(), at)
+        tape.probed(Outcome.TIMED_OUT, "no answer within 10 s", at + 1, ProbeKind.ALIVE)
+    reason = document(of(place, tape))["models"][0]["replicas"][0]["reason"]
+    assert reason == "generates: 4 tokens; the last 2 probes failed: no answer within 10 s"
+
+
+def test_a_model_without_replicas_yet_is_awaited(place: Path) -> None:
+    port = of(place, ready())
+    port.models = lambda: {"new": port.tapes["tiny/0"].replica.spec}  # type: ignore[method-assign]  # declared, not there
+    models = {model["name"]: model for model in document(port)["models"]}
+    assert models["new"] == {"name": "new", "engine": "command", "want": "up", "ready": False, "replicas": []}
+    assert models["tiny"]["ready"]
+
+
+def test_what_leaves_the_configuration_is_not_wanted(place: Path) -> None:
+    tape = ready()
+    tape.now(Removed(), 5)
+    model = document(of(place, tape))["models"][0]
+    assert model["want"] == "down"
+    assert model["replicas"][0]["phase"] == "draining"
+
+
+def test_the_last_known_state_has_the_same_shape() -> None:
+    tapes = [ready("b/0"), ready("a/10"), ready("a/9"), stopped("c/0")]
+    states = {tape.replica.name: tape.records[-1]["state"] for tape in tapes}
+    start = {"version": "0.9", "at": 0.0, "wall": EPOCH.isoformat()}
+    known = last_known(states, start, 17, {"a": "llama.cpp"}, wall)
+    assert known["daemon"] == {
+        "state": "not running",
+        "pid": None,
+        "version": "0.9",
+        "since": None,
+        "journal": {"seq": 17, "read_only": None},
+    }
+    assert [row["name"] for model in known["models"] for row in model["replicas"]] == ["a/9", "a/10", "b/0", "c/0"]
+    assert [model["engine"] for model in known["models"]] == ["llama.cpp", None, None]
+    row = known["models"][0]["replicas"][0]
+    assert list(row) == ROW_KEYS
+    assert (row["phase"], row["pid"], row["since"]) == ("ready", 100, "2026-01-31T12:00:02.000Z")
+    assert "after a reboot too" in known["models"][2]["replicas"][0]["reason"]

@@ -1,0 +1,326 @@
+"""The daemon from outside: real processes, real signals, a fake engine that fails on demand."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from hosts import Host, alive, fake_model, host
+from waiting import until
+
+
+def fake(endpoint: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - settings of any type
+    """Change what is wrong with a running fake engine; return its state."""
+    connection = http.client.HTTPConnection("localhost", timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(5)
+    connection.sock.connect(endpoint.removeprefix("unix:"))
+    connection.request("POST", "/fake", json.dumps(settings))
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def whys(under_test: Host) -> str:
+    return "\n".join(record.get("why", "") for record in under_test.records())
+
+
+def test_starts_proves_and_stops_without_a_trace(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        ready = daemon.until_phase("ready")
+        assert ready["run"] == 1
+        assert ready["endpoint"].startswith("unix:")
+        assert "token" in ready["reason"]
+        assert daemon.run("status").returncode == 0
+        assert daemon.stop() == 0
+        assert not alive(ready["pid"])
+        assert not alive(ready["shim_pid"])
+        assert list((daemon.runtime / "runs").iterdir()) == []
+        assert daemon.run("status").returncode == 3
+
+
+def test_a_killed_engine_serves_again_and_the_journal_says_why(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        os.kill(first["pid"], signal.SIGKILL)
+        again = daemon.until_phase("ready", run=2)
+        assert again["restarts"] == 1
+        assert "killed by signal 9" in whys(daemon)
+        why = daemon.run("why", "m")
+        assert why.returncode == 0, why.stderr
+        assert "signal 9" in why.stdout
+
+
+def test_a_killed_daemon_leaves_the_engine_and_the_next_adopts_it(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        daemon.stop(signal.SIGKILL)
+        assert alive(first["pid"])
+        assert daemon.run("status").returncode == 3
+        daemon.start()
+        again = daemon.until_phase("ready")
+        assert (again["pid"], again["run"], again["shim_pid"]) == (first["pid"], first["run"], first["shim_pid"])
+        # Its end is seen although this daemon never was its parent.
+        os.kill(first["pid"], signal.SIGKILL)
+        assert daemon.until_phase("ready", run=2)["restarts"] == 1
+
+
+def test_an_engine_that_died_while_nobody_looked_is_restarted(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        daemon.stop(signal.SIGKILL)
+        os.kill(first["pid"], signal.SIGKILL)
+        until(lambda: not alive(first["shim_pid"]))
+        daemon.start()
+        assert daemon.until_phase("ready", run=2)["restarts"] == 1
+        assert "killed by signal 9" in whys(daemon)
+
+
+def test_usr1_leaves_the_engine_to_the_next_daemon(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        assert daemon.stop(signal.SIGUSR1) == 0
+        assert alive(first["pid"])
+        daemon.start()
+        assert daemon.until_phase("ready")["pid"] == first["pid"]
+
+
+def test_a_stop_outlives_the_daemon(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        daemon.until_phase("ready")
+        assert daemon.run("stop", "m").returncode == 0
+        daemon.until_phase("stopped")
+        assert daemon.stop() == 0
+        daemon.start()
+        assert daemon.replica()["phase"] == "stopped"
+        assert daemon.client.status()["models"][0]["want"] == "down"
+        assert daemon.run("start", "m").returncode == 0
+        daemon.until_phase("ready")
+
+
+def test_a_model_that_runs_is_wanted_again_after_an_orderly_stop(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        daemon.until_phase("ready")
+        assert daemon.stop() == 0
+        daemon.start()
+        assert daemon.until_phase("ready")["restarts"] == 0
+
+
+def test_reload_replaces_what_changed_and_touches_nothing_else(place: Path) -> None:
+    with host(place, fake_model("a") + fake_model("b")) as daemon:
+        a = daemon.until_phase("ready", name="a/0")
+        b = daemon.until_phase("ready", name="b/0")
+        quicker = fake_model("a").replace("probe_interval_s = 0.2", "probe_interval_s = 0.3")
+        daemon.declare(quicker + fake_model("b", "--say", "new") + fake_model("c"))
+        daemon.send(signal.SIGHUP)
+        daemon.until_phase("ready", name="c/0")
+        assert daemon.until_phase("ready", name="b/0", run=2)["pid"] != b["pid"]
+        assert daemon.replica("a/0")["pid"] == a["pid"]
+        assert daemon.replica("b/0")["restarts"] == 0
+        daemon.declare(fake_model("a"))
+        assert daemon.run("reload").returncode == 0
+        until(lambda: {model["name"] for model in daemon.client.status()["models"]} == {"a"})
+        assert daemon.replica("a/0")["pid"] == a["pid"]
+
+
+def test_an_invalid_file_changes_nothing(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        daemon.declare("[models.m]\nengine = 'comand'\n")
+        refused = daemon.run("reload")
+        assert refused.returncode != 0
+        assert "comand" in refused.stderr
+        daemon.send(signal.SIGHUP)
+        until(lambda: "configuration not changed" in daemon.said())
+        assert daemon.replica()["pid"] == first["pid"]
+        daemon.declare(fake_model())
+
+
+def test_an_engine_that_is_polite_and_generates_nothing_is_hung(place: Path) -> None:
+    limits = "prove_every_s = 0.5\n[models.m.stop]"
+    with host(place, fake_model().replace("[models.m.stop]", limits)) as daemon:
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], hang="completions")
+        again = daemon.until_phase("ready", run=2)
+        assert again["pid"] != first["pid"]
+        assert "hung: no answer" in whys(daemon)
+        assert not alive(first["pid"])
+
+
+def test_a_stopped_engine_is_judged_hung_in_time(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        stopped_at = time.monotonic()
+        os.kill(first["pid"], signal.SIGSTOP)
+        until(lambda: not alive(first["pid"]), timeout_s=10)
+        # hang_after_s + one probe_timeout_s, and half a second for the machine.
+        assert time.monotonic() - stopped_at < 2 + 1 + 0.5
+        daemon.until_phase("ready", run=2)
+        assert "hung: no answer" in whys(daemon)
+
+
+def test_zero_tokens_are_not_ready_and_the_reason_says_so(place: Path) -> None:
+    limits = "start_stall_s = 1.5\n[models.m.stop]"
+    with host(place, fake_model("m", "--zero-tokens").replace("[models.m.stop]", limits)) as daemon:
+        until(lambda: "zero tokens" in daemon.replica()["reason"])
+        assert daemon.replica()["phase"] == "starting"
+        daemon.until_phase("backoff", "resolving", "spawning", run=1)
+        assert "start-stalled: no progress for 1.5 s; last:" in whys(daemon)
+
+
+def test_a_crash_loop_ends_in_failed_and_an_operator_starts_it_again(place: Path) -> None:
+    quick = "backoff_initial_s = 0.05\nmax_crashes = 2"
+    broken = fake_model("m", "--exit-after-requests", "0", "--exit-code", "3")
+    with host(place, broken.replace("backoff_initial_s = 0.05", quick)) as daemon:
+        failed = daemon.until_phase("failed")
+        assert failed["run"] == 3
+        assert "3 failures within 600 s" in failed["reason"]
+        assert daemon.run("status").returncode == 1
+        assert daemon.run("start", "--no-wait", "m").returncode == 0
+        assert daemon.until_phase("failed", run=6)["run"] == 6
+
+
+def test_missing_weights_fail_at_once_and_start_when_they_come(place: Path) -> None:
+    weights = place / "w.gguf"
+    model = fake_model("m", extra=f"weights = '{weights}'").replace(
+        "backoff_initial", "recheck_s = 0.2\nbackoff_initial"
+    )
+    with host(place, model) as daemon:
+        failed = daemon.until_phase("failed")
+        assert "no such file" in failed["reason"].lower()
+        assert failed["run"] == 1
+        weights.write_bytes(b"GGUF")
+        daemon.until_phase("ready")
+
+
+def test_a_killed_shim_leaves_nothing_of_its_engine(place: Path) -> None:
+    with host(place, fake_model("m", "--orphan", "setsid")) as daemon:
+        first = daemon.until_phase("ready")
+        os.kill(first["shim_pid"], signal.SIGKILL)
+        daemon.until_phase("ready", run=2)
+        assert not alive(first["pid"])
+        assert "shim was killed" in whys(daemon)
+
+
+def test_a_daemon_that_got_no_cpu_gives_no_verdict(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        daemon.send(signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        until(lambda: time.monotonic() - stopped_at > 4, what="longer than hang_after_s and two probe timeouts")
+        daemon.send(signal.SIGCONT)
+        until(lambda: "got no CPU" in daemon.said())
+        seq = daemon.client.status()["daemon"]["journal"]["seq"]
+        resumed_at = time.monotonic()
+        until(lambda: time.monotonic() - resumed_at > 1.5, what="time for several probes")
+        assert daemon.replica()["pid"] == first["pid"]
+        assert daemon.client.status()["daemon"]["journal"]["seq"] == seq
+
+
+def test_a_second_signal_skips_the_drain_and_a_third_kills(place: Path) -> None:
+    limits = fake_model("m", "--term", "ignore", "--token-s", "0.2").replace("_timeout_s = 2", "_timeout_s = 60")
+    with host(place, limits) as daemon:
+        first = daemon.until_phase("ready")
+        stream = streaming(first["endpoint"], tokens=1000)
+        daemon.send(signal.SIGTERM)
+        daemon.until_phase("draining")
+        daemon.send(signal.SIGTERM)
+        daemon.until_phase("stopping")
+        assert daemon.stop() == 0
+        assert not alive(first["pid"])
+        stream.close()
+
+
+def test_a_stream_in_flight_is_finished(place: Path) -> None:
+    slow = fake_model("m", "--token-s", "0.1").replace("drain_timeout_s = 2", "drain_timeout_s = 20")
+    with host(place, slow) as daemon:
+        ready = daemon.until_phase("ready")
+        stream = streaming(ready["endpoint"], tokens=10)
+        daemon.send(signal.SIGTERM)
+        text = b"".join(iter(lambda: stream.recv(65536), b""))
+        stream.close()
+        assert b"[DONE]" in text
+        assert daemon.daemon is not None
+        assert daemon.daemon.wait(20) == 0
+
+
+def streaming(endpoint: str, tokens: int) -> socket.socket:
+    """Ask for a stream and return the connection once the first token has come; OSError where none comes."""
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.settimeout(30)
+        client.connect(endpoint.removeprefix("unix:"))
+        asked = {"model": "m", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
+        body = json.dumps(asked).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        client.sendall(head.encode() + body)
+        first_token(client)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def first_token(client: socket.socket) -> None:
+    """Read until the first event of the stream."""
+    seen = b""
+    while b"data:" not in seen:
+        piece = client.recv(65536)
+        if not piece:
+            raise ConnectionError(f"no stream but {seen!r}")
+        seen += piece
+
+
+def test_two_daemons_do_not_share_a_directory(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        daemon.until_phase("ready")
+        second = subprocess.run(daemon.command("run"), capture_output=True, text=True, timeout=20, check=False)
+        assert second.returncode != 0
+        assert str(daemon.daemon.pid if daemon.daemon else 0) in second.stderr
+        assert "cannot start" in second.stderr
+        assert daemon.replica()["phase"] == "ready"
+
+
+def test_the_service_manager_hears_what_it_needs(place: Path) -> None:
+    path = str(place / "notify.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        manager.settimeout(10)
+        with host(place, fake_model(), start=False) as daemon:
+            daemon.start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"})
+            assert "READY=1" in manager.recv(4096).decode()
+            assert "WATCHDOG=1" in manager.recv(4096).decode()
+            ready = daemon.until_phase("ready")
+            environment = Path(f"/proc/{ready['pid']}/environ").read_bytes()
+            assert b"NOTIFY_SOCKET" not in environment
+            assert b"WATCHDOG_USEC" not in environment
+            daemon.send(signal.SIGTERM)
+            said = ""
+            while "STOPPING=1" not in said:
+                said += manager.recv(4096).decode()
+            assert "EXTEND_TIMEOUT_USEC" in said
+
+
+def test_as_init_of_a_container_it_reaps_orphans_and_stops_all(place: Path) -> None:
+    namespaces = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*namespaces, "true"], check=False, capture_output=True).returncode != 0:
+        import pytest  # noqa: PLC0415 - only where the test cannot run
+
+        pytest.skip("no pid namespace can be made here (user namespaces are off)")
+    with host(place, fake_model("m", "--orphan", "setsid"), start=False) as daemon:
+        daemon.start(wrapped=namespaces)
+        ready = daemon.until_phase("ready")
+        assert ready["pid"] < 1000, "pids of the namespace"
+        init = int(subprocess.check_output(["pgrep", "-P", str(daemon.daemon.pid if daemon.daemon else 0)]))
+        os.kill(init, signal.SIGTERM)
+        assert daemon.daemon is not None
+        assert daemon.daemon.wait(20) == 0

@@ -1,0 +1,159 @@
+"""A real daemon in its own process, with its own directories, and the engines that it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modelsupd.control.client import Client, NoDaemon, Unanswered
+from modelsupd.runtime.journal import history
+from waiting import until
+
+FAKE = Path(__file__).parent / "fake_engine.py"
+
+#: Limits that make a test quick; a test that is about one of them sets its own.
+QUICK = """
+[models.{name}.health]
+probe_interval_s = 0.2
+probe_timeout_s = 1
+hang_after_s = 2
+[models.{name}.stop]
+drain_timeout_s = 2
+term_timeout_s = 2
+kill_timeout_s = 5
+[models.{name}.restart]
+backoff_initial_s = 0.05
+"""
+
+
+def fake_model(name: str = "m", *flags: str, extra: str = "", limits: str = QUICK) -> str:
+    """Return the declaration of a model that the fake engine serves."""
+    command = [sys.executable, "-E", "-S", str(FAKE), "--uds", "{socket}", *flags]
+    return f"[models.{name}]\nengine = 'command'\ncommand = {json.dumps(command)}\n{extra}\n{limits.format(name=name)}"
+
+
+class Host:
+    """A daemon under test. `models` is the part of models.toml below [daemon]."""
+
+    def __init__(self, place: Path, models: str) -> None:
+        self.place = place
+        self.state = place / "state"
+        self.runtime = place / "run"
+        self.config = place / "models.toml"
+        self.log = place / "daemon.log"
+        self.declare(models)
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.client = Client(self.runtime)
+
+    def declare(self, models: str) -> None:
+        """Write models.toml."""
+        self.config.write_text(
+            f"[daemon]\nstate_dir = '{self.state}'\nruntime_dir = '{self.runtime}'\nmetrics_listen = ''\n{models}"
+        )
+
+    def command(self, *verb: str) -> list[str]:
+        return [sys.executable, "-m", "modelsupd", "--config", str(self.config), *verb]
+
+    def start(self, *, wrapped: Sequence[str] = (), env: dict[str, str] | None = None) -> None:
+        """Start the daemon and wait until it answers."""
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [*wrapped, *self.command("run")], stdout=log, stderr=log, env={**os.environ, **(env or {})}
+            )
+        until(lambda: self.ended() or self.answers(), what="the daemon answers", timeout_s=20)
+        assert not self.ended(), self.said()
+
+    def ended(self) -> bool:
+        return self.daemon is None or self.daemon.poll() is not None
+
+    def answers(self) -> bool:
+        try:
+            return self.client.status()["daemon"]["state"] == "running"
+        except (NoDaemon, Unanswered):
+            return False
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def replica(self, name: str = "m/0") -> dict[str, Any]:
+        """Return a replica's part of the status."""
+        for model in self.client.status()["models"]:
+            for replica in model["replicas"]:
+                if replica["name"] == name:
+                    return dict(replica)
+        return {"phase": "unknown", "reason": "", "run": 0, "pid": None}
+
+    def until_phase(
+        self, *phases: str, name: str = "m/0", run: int | None = None, timeout_s: float = 15
+    ) -> dict[str, Any]:
+        """Wait until the replica is in one of these phases (and in that run, or a later one)."""
+        seen: dict[str, Any] = {}
+
+        def there() -> bool:
+            seen.update(self.replica(name))
+            return seen["phase"] in phases and (run is None or (seen["run"] or 0) >= run)
+
+        try:
+            until(there, timeout_s=timeout_s)
+        except AssertionError:
+            raise AssertionError(f"not {phases} within {timeout_s} s but {seen}\n{self.said()}") from None
+        return seen
+
+    def send(self, number: int) -> None:
+        assert self.daemon is not None
+        self.daemon.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+        """Signal the daemon and return its exit status."""
+        self.send(number)
+        assert self.daemon is not None
+        return self.daemon.wait(timeout_s)
+
+    def run(self, *verb: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a verb of the command line."""
+        return subprocess.run(self.command(*verb), capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def reap(self) -> None:
+        """End whatever is left, as an operator would after a daemon that is gone."""
+        done = self.run("reap")
+        assert done.returncode == 0, done.stderr + done.stdout
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the journal."""
+        return list(history(self.state / "journal"))
+
+
+@contextmanager
+def host(place: Path, models: str, *, start: bool = True, **how: Any) -> Iterator[Host]:  # noqa: ANN401 - as of Host.start
+    """Run a daemon; whatever the test does to it, nothing is left at the end."""
+    under_test = Host(place, models)
+    try:
+        if start:
+            under_test.start(**how)
+        yield under_test
+    finally:
+        if not under_test.ended():
+            under_test.send(signal.SIGCONT)
+            under_test.send(signal.SIGTERM)
+            try:
+                under_test.daemon.wait(20)  # type: ignore[union-attr] # it has not ended, so it is there
+            except subprocess.TimeoutExpired:
+                under_test.daemon.kill()  # type: ignore[union-attr] # the same
+                under_test.daemon.wait()  # type: ignore[union-attr] # the same
+        under_test.reap()
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process lives; a zombie does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123 - one line of a file that may vanish
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False

@@ -1,0 +1,190 @@
+"""One life of a daemon: the real driver, recovery and plan, put together as `modelsupd.daemon` puts them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from modelsupd.core.actions import Action
+from modelsupd.core.events import Event, Halted, Hurried, Process
+from modelsupd.core.fleet import Declared, all_still, fresh, is_gone, plan
+from modelsupd.core.phases import Clearing, Killing, Replica
+from modelsupd.core.recovery import Boot, recover
+from modelsupd.errors import Refused
+from modelsupd.runtime import driver as driver_module
+from modelsupd.runtime.driver import Driver
+
+from sim.checks import Checks
+from sim.disk import Disk, SimJournal
+from sim.effects import SimEffects
+from sim.world import World
+
+_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Log:
+    """Stands in for the driver's log: what it says belongs to the story, an impossible event is a violation."""
+
+    def __init__(self, world: World) -> None:
+        """Tell the story of `world`."""
+        self._world = world
+
+    def warning(self, words: str, **context: object) -> None:
+        """Take note."""
+        self._world.tell(f"log: {words} {context}")
+
+    def exception(self, words: str, **context: object) -> None:
+        """Take note, and fail where the driver found itself wrong."""
+        if words != "effect failed":
+            raise self._world.violated(f"{words}: {context}")
+
+
+class Life:
+    """A daemon from its start to its death."""
+
+    def __init__(self, world: World, disk: Disk, checks: Checks, declared: Mapping[str, Declared], wall_s: float) -> None:
+        """Prepare; `wall_s` is the wall time at instant 0 of this boot."""
+        self.world, self.disk, self.checks = world, disk, checks
+        self.declared = declared
+        self.leaving = False
+        self._wall_s = wall_s
+        self._asking: set[asyncio.Task[None]] = set()
+        self.journal = SimJournal(disk)
+        driver_module.step = checks.step
+        driver_module.log = Log(world)  # type: ignore[assignment]  # it is asked for these two methods only
+        effects = SimEffects(world, self._intended)
+        self.driver = Driver(self.journal, effects, self, wall=lambda: _EPOCH + timedelta(seconds=self._wall_s + world.now))
+        self._rounds: asyncio.Task[None] | None = None
+
+    async def start(self, boot_id: int) -> None:
+        """Recover, and bring the fleet to what is declared."""
+        world, now = self.world, self.world.now
+        world.void()
+        states, start = self.disk.states()
+        shift_s = now - (self._wall_s + now - start["wall_s"]) - start["at"] if start else 0.0
+        boot = Boot(now, same=bool(start and start["boot_id"] == boot_id), shift_s=shift_s)
+        found: dict[str, list[Process]] = {}
+        for (name, _number), run in world.runs.items():
+            if run.alive and run.process:
+                found.setdefault(name, []).append(run.process)
+        recovered = recover(states, found, world.highest, self.declared, boot)
+        for name in set(self.checks.commands) - set(recovered.replicas):
+            self.checks.forgotten(name)
+        world.tell(f"daemon starts; {len(states)} replicas recorded, {sum(map(len, found.values()))} processes found")
+        await self._append({"kind": "start", "at": now, "wall_s": self._wall_s + now, "boot_id": boot_id})
+        for name, process in recovered.strays:
+            world.tell(f"{name}#{process.run}: a stray is ended")
+            await self._end(name, process.run)
+        for name, replica in recovered.replicas.items():
+            self.checks.recovered(replica)
+            self.driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
+        self.apply(self.declared)
+        self._rounds = asyncio.get_running_loop().create_task(self._go_round())
+
+    async def _append(self, body: dict[str, Any]) -> None:
+        try:
+            await self.journal.append(body)
+        except driver_module.Unwritable:
+            self.world.tell("the record of the daemon's start is lost")
+
+    async def _end(self, name: str, number: int) -> None:
+        run = self.world.runs[name, number]
+        while self.world.remains(run):
+            self.world.kill(run)
+            await asyncio.sleep(0.5)
+
+    async def _go_round(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            if self.journal.read_only is not None:
+                await self.journal.probe_writable()
+            if self.journal.read_only is None:
+                await self.driver.catch_up()
+
+    def apply(self, declared: Mapping[str, Declared]) -> None:
+        """Bring the fleet to what is declared."""
+        self.declared = declared
+        planned = plan(self.driver.replicas, declared, self.driver.unsettled())
+        for name, (model, entry) in planned.added.items():
+            replica, actions = fresh(name, model, entry, self.world.now, self.world.highest.get(name, 0))
+            self.driver.introduce(replica, actions, "Declared", existed=False)
+        for name, event in planned.events.items():
+            self.driver.put(name, event)
+
+    # Operators
+
+    def ask(self, name: str, event: Event) -> None:
+        """Give an operator's command; what becomes of it is noted."""
+        task = asyncio.get_running_loop().create_task(self._ask(name, event))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask(self, name: str, event: Event) -> None:
+        if self.leaving or name not in self.driver.replicas:
+            return
+        asked = self.checks.asks(name, event)
+        kind = type(event).__name__
+        try:
+            await self.driver.ask(name, event)
+        except Refused as error:
+            # After a sync that failed the record may be on disk all the same; a daemon that dies now may find it.
+            asked.state = "asked" if self.disk.doubtful else "refused"
+            self.world.tell(f"operator: {kind} {name}: refused: {error}")
+        else:
+            asked.state = "acked"
+            self.world.tell(f"operator: {kind} {name}: done")
+
+    # What the driver tells
+
+    def changed(self, before: Replica | None, after: Replica, event: Event | str) -> None:
+        """See that what is published was recorded."""
+        del before, event
+        if is_gone(after):
+            if after.name not in self.driver.replicas:
+                self.checks.forgotten(after.name)
+        elif after.name not in self.driver._behind:
+            self.checks.published(after, self.disk.latest.get(after.name))
+
+    def recorded(self, seq: int, body: Mapping[str, Any]) -> None:
+        """Nobody follows this journal."""
+
+    def _intended(self, replica: Replica, action: Action) -> None:
+        if replica.name not in self.driver._behind:
+            self.checks.intended(replica, action, self.disk.latest.get(replica.name))
+
+    # Ends
+
+    async def die(self) -> None:
+        """End at once, as by SIGKILL: nothing more is written, decided or done."""
+        self.journal.die()
+        for task in (*self._asking, *([self._rounds] if self._rounds else [])):
+            task.cancel()
+        self.checks.excused |= self.driver._behind
+        await self.driver.close()
+
+    async def go(self, hurries: list[tuple[float, bool]]) -> None:
+        """Go as SIGTERM asks; each further signal comes after a pause and may say `kill`."""
+        self.leaving = True
+        self._tell_all(Halted())
+        still = asyncio.get_running_loop().create_task(self.driver.until(_over))
+        try:
+            for pause_s, kill in hurries:
+                await asyncio.wait({still}, timeout=pause_s)
+                if not still.done():
+                    self._tell_all(Hurried(kill=kill))
+            await still
+        finally:
+            still.cancel()
+
+    def _tell_all(self, event: Event) -> None:
+        for name in list(self.driver.replicas):
+            self.driver.put(name, event)
+
+
+def _over(replicas: Mapping[str, Replica]) -> bool:
+    return all(
+        all_still([replica]) or (isinstance(replica.phase, Killing | Clearing) and bool(replica.phase.stuck))
+        for replica in replicas.values()
+    )
