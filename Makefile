@@ -47,6 +47,10 @@ test: lint ## lint, then every test that needs no real engine
 test-real: engines ## the tests that run a real engine
 	$(PY) -m pytest -m real
 
+.PHONY: test-unprivileged
+test-unprivileged: ## `make test` as a plain user without capabilities, on a copy (from root; else the same as test)
+	@tools/test_unprivileged.sh
+
 .PHONY: engines
 engines: $(READY) ## provide llama-server: the one on PATH, or one built once and kept in the cache
 	@$(PY) tools/llama_server.py

@@ -65,10 +65,14 @@ class Tape:
 
     def spawned_first(self, at: float, pid: int = 100) -> None:
         """Let the run that is being resolved be resolved and spawned."""
+        self.resolved_first(at - 0.1)
         run = self.replica.last_run
-        self.now(Resolved(run, self.replica.digest, "inputs"), at - 0.1)
         process = Process(run, pid, pid - 1, f"unix:/run/m/runs/x-{run}/engine.sock", self.replica.digest)
         self.now(Spawned(run, process), at)
+
+    def resolved_first(self, at: float) -> None:
+        """Let weights and binary be found."""
+        self.now(Resolved(self.replica.last_run, self.replica.digest, "inputs"), at)
 
     def probed(self, outcome: Outcome, evidence: str, at: float, kind: ProbeKind = ProbeKind.START) -> None:
         vitals = Vitals()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -75,7 +77,7 @@ class Host:
 
     def answers(self) -> bool:
         try:
-            return self.client.status()["daemon"]["state"] == "running"
+            return bool(self.client.status()["daemon"]["state"] == "running")
         except (NoDaemon, Unanswered):
             return False
 
@@ -157,3 +159,48 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
         return False
+
+
+def fake(endpoint: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - settings of any type
+    """Change what is wrong with a running fake engine; return its state."""
+    connection = http.client.HTTPConnection("localhost", timeout=5)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(5)
+    connection.sock.connect(endpoint.removeprefix("unix:"))
+    connection.request("POST", "/fake", json.dumps(settings))
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def whys(under_test: Host) -> str:
+    return "\n".join(record.get("why", "") for record in under_test.records())
+
+
+def streaming(endpoint: str, tokens: int) -> socket.socket:
+    """Ask for a stream and return the connection once the first token has come; OSError where none comes."""
+    client = socket.socket(socket.AF_UNIX)
+    try:
+        client.settimeout(30)
+        client.connect(endpoint.removeprefix("unix:"))
+        asked = {"model": "m", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
+        body = json.dumps(asked).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        client.sendall(head.encode() + body)
+        first_token(client)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def first_token(client: socket.socket) -> None:
+    """Read until the first event of the stream."""
+    seen = b""
+    while b"data:" not in seen:
+        piece = client.recv(65536)
+        if not piece:
+            raise ConnectionError(f"no stream but {seen!r}")
+        seen += piece

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -33,7 +34,7 @@ from modelsupd.errors import ModelsupdError, Refused
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
 from modelsupd.narrator import Narrator, configure
-from modelsupd.runtime.driver import Driver
+from modelsupd.runtime.driver import NOT_WRITABLE, Driver
 from modelsupd.runtime.effects import RuntimeEffects
 from modelsupd.runtime.identity import boot_id
 from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable, history
@@ -52,6 +53,10 @@ EXTEND_BY_S = 10.0
 
 #: How long processes that must not be are given to go, at start, in seconds.
 STRAY_TIMEOUT_S = 10.0
+
+#: Records that wait for one who follows the journal before it is given up, and those read from disk at a time.
+FOLLOWER_RECORDS = 10_000
+HISTORY_PIECE = 1000
 
 _COMMANDS: Mapping[str, Callable[[str], Event]] = {"start": StartAsked, "stop": StopAsked, "restart": RestartAsked}
 
@@ -111,9 +116,10 @@ class Daemon:
             self._journal.on_sync = self._metrics.synced
             stack.push_async_callback(self._processes.close)
             await self._processes.open()
-            self._driver = Driver(self._journal, self._effects, self, wall=lambda: datetime.now(UTC))
+            boot = Boot(time.monotonic(), boot_id(), time.time() - time.monotonic())
+            self._driver = Driver(self._journal, self._effects, self, wall=lambda: datetime.now(UTC), boot=boot.mark)
             stack.push_async_callback(self._driver.close)
-            await self._recover(reading)
+            await self._recover(reading, boot)
             stack.push_async_callback(await serve_control(self, self.runtime_dir))
             if self._config.metrics_listen is not None:
                 stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
@@ -140,7 +146,7 @@ class Daemon:
         self._leaving = True
         self._notify.tell(STOPPING=1, STATUS="stopping engines", EXTEND_TIMEOUT_USEC=int(EXTEND_BY_S * 1e6))
         log.info("stopping every engine; a second signal skips the drain, a third kills")
-        await self._tell_all(Halted())
+        self._driver.put_all(Halted())
         still = asyncio.create_task(self._driver.until(_over))
         hurried = 0
         while not still.done():
@@ -149,7 +155,7 @@ class Daemon:
             if next_signal.done() and next_signal.result() in (signal.SIGTERM, signal.SIGINT):
                 hurried += 1
                 log.info("told to hurry" if hurried == 1 else "told to kill")
-                await self._tell_all(Hurried(kill=hurried > 1))
+                self._driver.put_all(Hurried(kill=hurried > 1))
             next_signal.cancel()
         stuck = [name for name, replica in self._driver.replicas.items() if not all_still([replica])]
         await self._note("stopped" if not stuck else f"stopped, but for processes that cannot be killed: {stuck}")
@@ -159,16 +165,12 @@ class Daemon:
             log.info("stopped")
         return 1 if stuck else 0
 
-    async def _tell_all(self, event: Event) -> None:
-        for name in list(self._driver.replicas):
-            self._driver.put(name, event)
-
     async def _note(self, words: str) -> None:
         body = {"kind": "note", "at": self.now(), "wall": datetime.now(UTC).isoformat(), "why": words}
         try:
             self.recorded(await self._journal.append(body), body)
         except Unwritable as error:
-            log.warning("record lost", error=str(error), why=words)
+            log.warning("record lost", error=error.why, why=words)
 
     async def _rounds(self) -> None:
         """Look after what is the daemon's own, once a second."""
@@ -189,12 +191,8 @@ class Daemon:
 
     # Recovery and configuration
 
-    async def _recover(self, reading: Reading) -> None:
-        now, wall_s = time.monotonic(), time.time()
+    async def _recover(self, reading: Reading, boot: Boot) -> None:
         found = await self._processes.scan()
-        start = reading.start
-        shift_s = now - (wall_s - start["wall_s"]) - start["at"] if start else 0.0
-        boot = Boot(now, same=bool(start and start["boot_id"] == boot_id()), shift_s=shift_s)
         live: dict[str, list[Found]] = {}
         for run in found:
             if run.process is not None:
@@ -206,19 +204,20 @@ class Daemon:
             {name: self._processes.highest_run(name) for name in names},
             self._declared(),
             boot,
+            {(run.replica, run.run) for run in found if run.process is None and not (run.ended and run.ended.cleared)},
         )
         body = {
             "kind": "start",
-            "at": now,
+            "at": boot.now,
             "wall": datetime.now(UTC).isoformat(),
-            "wall_s": wall_s,
-            "boot_id": boot_id(),
+            "wall_s": boot.zero_s + boot.now,
+            "boot_id": boot.id,
         }
         body |= {"pid": self.pid, "version": self.version, "why": f"modelsupd {self.version} started"}
         try:
             await self._journal.append(body)
         except Unwritable as error:
-            log.warning("record lost", error=str(error))
+            log.warning("record lost", error=error.why)
         await self._clear_up(found, recovered.replicas, recovered.strays)
         for name, replica in recovered.replicas.items():
             self._driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
@@ -263,8 +262,8 @@ class Daemon:
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration again; return what changes, in words. Raises ConfigError, changing nothing."""
         config = self._reread()
-        if self._journal.read_only is not None and not await self._journal.probe_writable():
-            raise Refused(f"cannot reload now: the journal cannot be written: {self._journal.read_only}")
+        if not await self._journal.probe_writable():
+            raise Refused(f"cannot reload now: {NOT_WRITABLE}: {self._journal.read_only}")
         if self._leaving:
             raise Refused("cannot reload: the daemon is stopping")
         fixed = [
@@ -334,19 +333,23 @@ class Daemon:
         return LaunchPlan(argv, env, frozenset(known.spec.env))
 
     async def records(self, after_seq: int) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written."""
-        queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
+        """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written.
+
+        Ends where the reader is too slow to follow; it can ask again from where it is.
+        """
+        queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(FOLLOWER_RECORDS)
         self._followers.add(queue)
         try:
             last = after_seq
-            kept = await asyncio.to_thread(lambda: list(history(self.state_dir / "journal", after_seq=after_seq)))
-            for record in kept:
-                last = max(last, record["seq"])
-                yield record
-            while True:
-                record = dict(await queue.get())
-                if record["seq"] > last:
+            kept = history(self.state_dir / "journal", after_seq=after_seq)
+            while pieces := await asyncio.to_thread(lambda: list(itertools.islice(kept, HISTORY_PIECE))):
+                for record in pieces:
+                    last = max(last, record["seq"])
                     yield record
+            while not queue.full():
+                new = await queue.get()
+                if new["seq"] > last:
+                    yield new
         finally:
             self._followers.discard(queue)
 
@@ -360,7 +363,8 @@ class Daemon:
     def recorded(self, seq: int, body: Mapping[str, Any]) -> None:
         """Pass a record on to those who follow the journal."""
         for queue in self._followers:
-            queue.put_nowait({"v": 1, "seq": seq, **body})
+            if not queue.full():
+                queue.put_nowait({"v": 1, "seq": seq, **body})
 
 
 def _over(replicas: Mapping[str, Replica]) -> bool:

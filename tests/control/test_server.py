@@ -281,3 +281,18 @@ def test_somebody_else_there(place: Path) -> None:
         with pytest.raises(ApiError, match="HTTP status 500: <html>"):
             client.status()
         thread.join()
+
+
+def test_a_follower_is_answered_at_once_and_may_wait_for_long(place: Path) -> None:
+    async def test(port: MemoryPort, client: Client) -> None:
+        def head() -> bytes:
+            with socket.socket(socket.AF_UNIX) as raw:
+                raw.settimeout(5)
+                raw.connect(str(client.path))
+                raw.sendall(b"GET /v1/events?after=6&follow=1 HTTP/1.0\r\n\r\n")
+                return raw.recv(65536)
+
+        assert (await asked(head)).startswith(b"HTTP/1.0 200 OK")
+        await auntil(lambda: not port._waiting, what="that the follower went away is noticed")
+
+    run(place, test)

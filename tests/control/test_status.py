@@ -6,7 +6,8 @@ import asyncio
 from pathlib import Path
 
 from control_world import EPOCH, MemoryPort, Tape, wall
-from modelsupd.control.status import all_ready, document, last_known
+from modelsupd.cli.status import code
+from modelsupd.control.status import document, last_known
 from modelsupd.core.events import Outcome, ProbeKind, Removed, StopAsked, Ticked
 
 ROW_KEYS = ["name", "phase", "run", "pid", "shim_pid", "endpoint", "gpus", "since", "restarts", "reason"]
@@ -72,10 +73,10 @@ def test_a_model_is_ready_when_all_its_wanted_replicas_are(place: Path) -> None:
     assert (one_down["models"][0]["want"], one_down["models"][0]["ready"]) == ("up", True)
     one_starts = document(of(place, ready("a/0"), Tape("a/1")))
     assert one_starts["models"][0]["ready"] is False
-    assert not all_ready(one_starts)
+    assert code(one_starts) == 1
     all_down = document(of(place, stopped("a/0")))
     assert (all_down["models"][0]["want"], all_down["models"][0]["ready"]) == ("down", False)
-    assert all_ready(all_down)
+    assert code(all_down) == 0
 
 
 def test_what_an_operator_stopped_says_that_it_stays_so(place: Path) -> None:

@@ -103,9 +103,9 @@ def test_any_state_is_recovered_into_one_that_moves(data: st.DataObject) -> None
     run = current.last_run
     may_live = isinstance(current.phase, Live | Spawning)
     found = [current.process or process(run)] if may_live and data.draw(st.booleans()) else []
-    boot = Boot(now + 1, same=True)
+    boot = Boot(now + 1, "boot", 0.0)
     declared = {"m": Declared(current.spec, current.digest)}
-    recovered = recover({"m/0": state}, {"m/0": found}, {}, declared, boot)
+    recovered = recover({"m/0": state | {"boot": boot.mark}}, {"m/0": found}, {}, declared, boot)
     after = recovered.replicas["m/0"]
     invariants.check_state(after, now + 1)
     assert after.want is current.want

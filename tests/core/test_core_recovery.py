@@ -11,9 +11,10 @@ import pytest
 
 from core import invariants
 from core.samples import BAD_WEIGHTS, CRASH, DIGEST, INPUTS, OTHER_DIGEST, SPEC, process, replica
+from core.script import at, play
 from core.table import situations
 from modelsupd.core.actions import Action, Clear, Kill, Resolve, Terminate, Watch
-from modelsupd.core.events import Process
+from modelsupd.core.events import Cleared, Process
 from modelsupd.core.fleet import Declared
 from modelsupd.core.health import begin
 from modelsupd.core.phases import (
@@ -43,15 +44,15 @@ from modelsupd.core.restart import History
 from modelsupd.core.spec import Start
 
 NOW = 2000.0
-SAME = Boot(NOW, same=True)
-OTHER = Boot(50.0, same=False, shift_s=-1950.0)
+SAME = Boot(NOW, "this boot", 5000.0)
+OTHER = Boot(50.0, "another boot", 6950.0)
 DECLARED = {"m": Declared(SPEC, DIGEST)}
 PULSE = begin(1000)
 
 
 def states(before: Replica) -> dict[str, Any]:
     """Return what the journal would hold of it."""
-    recorded: dict[str, Any] = json.loads(json.dumps({before.name: durable(before)}))
+    recorded: dict[str, Any] = json.loads(json.dumps({before.name: durable(before) | {"boot": SAME.mark}}))
     return recorded
 
 
@@ -173,6 +174,22 @@ def test_journal_that_fell_behind_follows_the_processes() -> None:
     assert (after.last_run, actions, strays) == (5, (Watch(5),), ())
 
 
+@pytest.mark.parametrize(
+    "phase", [Spawning(1999, 3, DIGEST), Stopped(1), Backoff(1, 3, CRASH, 2001), Ready(1, process(3), PULSE)]
+)
+def test_what_is_left_of_the_last_run_goes_before_there_is_another(phase: Phase) -> None:
+    before = states(replica(phase, last_run=3))
+    recovered = recover(before, {}, {"m/0": 3}, DECLARED, SAME, {("m/0", 3), ("other/0", 9)})
+    after, actions = recovered.replicas["m/0"], recovered.actions["m/0"]
+    invariants.check_state(after, NOW)
+    if isinstance(phase, Ready):
+        assert actions == (Watch(3),)
+    else:
+        assert after.phase == Clearing(NOW, 3, Reason.STRAY)
+        assert actions == (Clear(3, 11),)
+        play(after, at(NOW, Cleared(3), "resolving", Resolve(4)))
+
+
 def test_process_of_an_earlier_run_is_a_stray() -> None:
     after, _, strays = resume(replica(Ready(1500, process(3), PULSE), last_run=3), (process(3), process(2)))
     assert isinstance(after.phase, Ready)
@@ -183,6 +200,16 @@ def test_no_number_is_used_twice_even_if_the_journal_missed_it() -> None:
     after, actions, _ = resume(replica(Ready(1500, process(3), PULSE), last_run=3), highest=9)
     assert actions == (Resolve(10),)
     assert after.last_run == 10
+
+
+def test_run_that_was_spawned_is_not_looked_for_again() -> None:
+    """The journal stands at its weights, the run directory shows that it went further."""
+    resolving = replica(Resolving(1999, 3), last_run=3)
+    assert resume(resolving, highest=2)[1] == (Resolve(3),)
+    assert resume(resolving, highest=3)[1] == (Resolve(4),)
+    adopted, actions, _ = resume(resolving, (process(3),), highest=3)
+    assert isinstance(adopted.phase, Starting)
+    assert actions == (Watch(3),)
 
 
 def test_operators_stop_outlives_daemon_and_reboot() -> None:
@@ -228,7 +255,7 @@ def _recoveries() -> Iterator[tuple[str, Replica, bool, Boot]]:
     for words, before in situations():
         for boot in (SAME, OTHER):
             for alive in (False, True):
-                if not alive or (boot.same and isinstance(before.phase, Live | Spawning)):
+                if not alive or ((boot is SAME) and isinstance(before.phase, Live | Spawning)):
                     yield words, before, alive, boot
 
 
@@ -240,7 +267,7 @@ def test_every_situation_is_recovered_into_one_that_moves(words: str, before: Re
     assert after.want is before.want, words
     if isinstance(after.phase, Live):
         assert Watch(run) in actions
-    if boot.same and alive:
+    if (boot is SAME) and alive:
         assert after.last_run == run
-    if isinstance(before.phase, Live) and not alive and boot.same:
+    if isinstance(before.phase, Live) and not alive and (boot is SAME):
         assert after.last_run == run, "its exit is not known yet"

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
-from hosts import Host, alive, fake_model, host
+from hosts import alive, fake, fake_model, host, streaming, whys
 from waiting import until
-
-
-def fake(endpoint: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - settings of any type
-    """Change what is wrong with a running fake engine; return its state."""
-    connection = http.client.HTTPConnection("localhost", timeout=5)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.settimeout(5)
-    connection.sock.connect(endpoint.removeprefix("unix:"))
-    connection.request("POST", "/fake", json.dumps(settings))
-    answer: dict[str, Any] = json.loads(connection.getresponse().read())
-    connection.close()
-    return answer
-
-
-def whys(under_test: Host) -> str:
-    return "\n".join(record.get("why", "") for record in under_test.records())
 
 
 def test_starts_proves_and_stops_without_a_trace(place: Path) -> None:
@@ -244,40 +225,15 @@ def test_a_stream_in_flight_is_finished(place: Path) -> None:
         ready = daemon.until_phase("ready")
         stream = streaming(ready["endpoint"], tokens=10)
         daemon.send(signal.SIGTERM)
-        text = b"".join(iter(lambda: stream.recv(65536), b""))
+        text = b""
+        while b"[DONE]" not in text:
+            piece = stream.recv(65536)
+            assert piece, text
+            text += piece
+        # The drain of such an engine is over when its connections are closed.
         stream.close()
-        assert b"[DONE]" in text
         assert daemon.daemon is not None
-        assert daemon.daemon.wait(20) == 0
-
-
-def streaming(endpoint: str, tokens: int) -> socket.socket:
-    """Ask for a stream and return the connection once the first token has come; OSError where none comes."""
-    client = socket.socket(socket.AF_UNIX)
-    try:
-        client.settimeout(30)
-        client.connect(endpoint.removeprefix("unix:"))
-        asked = {"model": "m", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
-        body = json.dumps(asked).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        client.sendall(head.encode() + body)
-        first_token(client)
-    except BaseException:
-        client.close()
-        raise
-    return client
-
-
-def first_token(client: socket.socket) -> None:
-    """Read until the first event of the stream."""
-    seen = b""
-    while b"data:" not in seen:
-        piece = client.recv(65536)
-        if not piece:
-            raise ConnectionError(f"no stream but {seen!r}")
-        seen += piece
+        assert daemon.daemon.wait(10) == 0
 
 
 def test_two_daemons_do_not_share_a_directory(place: Path) -> None:

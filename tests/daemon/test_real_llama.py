@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_daemon import streaming, whys
 
 import llama_server
 import tiny_gguf
-from hosts import QUICK, alive, host
+from hosts import QUICK, alive, host, streaming, whys
 from waiting import until
 
 pytestmark = pytest.mark.real

@@ -9,8 +9,9 @@ from typing import Any
 
 from core import invariants
 from modelsupd.core.actions import Action, Kill, Spawn, Terminate
-from modelsupd.core.events import Event, Exited, StopAsked
+from modelsupd.core.events import Event, Exited, Failure, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.phases import (
+    Cause,
     Clearing,
     Failed,
     Fault,
@@ -23,7 +24,6 @@ from modelsupd.core.phases import (
 )
 from modelsupd.core.replica import InvalidTransition, Step, step
 from modelsupd.core.restart import PERMANENT
-
 from sim.world import World
 
 
@@ -42,6 +42,7 @@ class Coverage:
     phases: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
     steps: int = 0
 
     def add(self, other: Coverage) -> None:
@@ -49,7 +50,20 @@ class Coverage:
         self.phases += other.phases
         self.events += other.events
         self.outcomes += other.outcomes
+        self.causes += other.causes
         self.steps += other.steps
+
+    def __str__(self) -> str:
+        """Say what was reached, most often first."""
+        lines = [f"{self.steps} steps"]
+        for what, counted in (
+            ("phases", self.phases),
+            ("events", self.events),
+            ("probes", self.outcomes),
+            ("causes", self.causes),
+        ):
+            lines.append(f"{what}: " + ", ".join(f"{name} {count}" for name, count in counted.most_common()))
+        return "\n".join(lines)
 
 
 class Checks:
@@ -61,6 +75,7 @@ class Checks:
         self._tell = tell
         self.coverage = Coverage()
         self.commands: dict[str, list[Asked]] = {}
+        self._on_the_way: dict[str, Asked] = {}
         self.excused: set[str] = set()
 
     # Every step
@@ -69,6 +84,8 @@ class Checks:
         """Do what the core's `step` does, and look at it from all sides."""
         coverage = self.coverage
         coverage.steps += 1
+        if isinstance(event, StartAsked | StopAsked | RestartAsked):
+            self.commands.setdefault(before.name, []).append(self._on_the_way.pop(event.by))
         kind = type(event).__name__
         try:
             after, actions = step(before, event, now)
@@ -84,8 +101,16 @@ class Checks:
         outcome = getattr(event, "outcome", None)
         if outcome is not None:
             coverage.outcomes[outcome.value] += 1
+        if type(after.phase) is not type(before.phase):
+            self.reached(after)
         self._check_counting(before, event, after)
         return after, actions
+
+    def reached(self, replica: Replica) -> None:
+        """Count the cause or the failure that a phase just entered names."""
+        cause = getattr(replica.phase, "cause", None) or getattr(replica.phase, "failure", None)
+        if cause is not None:
+            self.coverage.causes[_name_of(cause)] += 1
 
     def _check_invariants(
         self, before: Replica, event: Event, after: Replica, actions: tuple[Action, ...], now: float
@@ -101,20 +126,31 @@ class Checks:
             raise self._world.violated(f"{before.name} should run and does nothing after {event}")
 
     def _check_counting(self, before: Replica, event: Event, after: Replica) -> None:
-        """A deliberate stop is never a failure, and a crash never a stop; excused is whose record was lost with a daemon."""
-        if after.last_run > before.last_run:
-            self.excused.discard(before.name)
+        """See that a deliberate stop is no failure, and a crash no stop.
+
+        Excused is a run whose stop the disk did not take before its daemon died: nobody can know of it.
+        """
         if before.name in self.excused:
+            if after.last_run > before.last_run:
+                self.excused.discard(before.name)
             return
         run = self._world.runs.get((before.name, before.last_run))
         counted = len(after.history.failed_at) > len(before.history.failed_at) or isinstance(after.phase, Failed)
+        if isinstance(before.phase, Live) and counted and run is None:
+            raise self._world.violated(f"a run of an earlier boot counts as a failure: {before.name}#{before.last_run}")
         if isinstance(before.phase, Live | Clearing) and counted and run is not None and run.asked_to_end:
-            raise self._world.violated(f"a deliberate stop counts as a failure: {before.name}#{before.last_run} after {event}")
+            raise self._world.violated(
+                f"a deliberate stop counts as a failure: {before.name}#{before.last_run} after {event}"
+            )
         if isinstance(event, Exited) and event.run == before.last_run and isinstance(before.phase, Starting | Ready):
             pending = isinstance(after.phase, Clearing) and isinstance(after.phase.cause, Fault)
-            known = after.history != before.history or event.failure.kind in PERMANENT or isinstance(after.phase, Failed)
+            known = (
+                after.history != before.history or event.failure.kind in PERMANENT or isinstance(after.phase, Failed)
+            )
             if not (pending or known):
-                raise self._world.violated(f"a crash is taken for a stop: {before.name}#{before.last_run} is {after.phase}")
+                raise self._world.violated(
+                    f"a crash is taken for a stop: {before.name}#{before.last_run} is {after.phase}"
+                )
 
     # What goes out, and what is shown
 
@@ -138,14 +174,14 @@ class Checks:
 
     # Operators
 
-    def asks(self, name: str, event: Event) -> Asked:
-        """Take note of a command before it is given."""
+    def asks(self, event: StartAsked | StopAsked | RestartAsked) -> Asked:
+        """Take note of a command before it is given; of several at once the core says which came first."""
         asked = Asked(Want.DOWN if isinstance(event, StopAsked) else Want.UP)
-        self.commands.setdefault(name, []).append(asked)
+        self._on_the_way[event.by] = asked
         return asked
 
     def forgotten(self, name: str) -> None:
-        """What was asked of a replica that left the configuration went with it."""
+        """Forget what was asked of a replica that left the configuration."""
         self.commands.pop(name, None)
 
     def recovered(self, replica: Replica) -> None:
@@ -165,3 +201,8 @@ class Checks:
 
 def _brief(replica: Replica) -> str:
     return f"{phase_name(replica.phase)}#{replica.last_run}"
+
+
+def _name_of(cause: Cause | Failure) -> str:
+    failure = cause.failure if isinstance(cause, Fault) else cause
+    return failure.kind.value if isinstance(failure, Failure) else failure.value

@@ -1,4 +1,4 @@
-"""An event loop whose time is virtual: it jumps to the next timer, so that hours pass in a moment and never by chance."""
+"""An event loop whose time is virtual: it jumps to the next timer, so that hours pass in a moment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise Asleep("nothing is ready and no timer is set")
         if timeout > 0:
             # The timer's own instant, not the sum of now and the wait, which may differ in the last bit.
-            self._now = max(self._now, self._scheduled[0].when())
+            self._now = max(self._now, self._scheduled[0].when())  # type: ignore[attr-defined]  # of BaseEventLoop, which the stubs hide
         return []
 
     def _process_events(self, event_list: list[Any]) -> None:

@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from modelsupd.core.actions import Action
-from modelsupd.core.events import Event, Halted, Hurried, Process
+from modelsupd.core.events import Event, Halted, Hurried, Process, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, all_still, fresh, is_gone, plan
-from modelsupd.core.phases import Clearing, Killing, Replica
+from modelsupd.core.phases import Clearing, Killing, Live, Replica
 from modelsupd.core.recovery import Boot, recover
 from modelsupd.errors import Refused
 from modelsupd.runtime import driver as driver_module
 from modelsupd.runtime.driver import Driver
-
+from modelsupd.runtime.journal import Unwritable
 from sim.checks import Checks
 from sim.disk import Disk, SimJournal
 from sim.effects import SimEffects
@@ -44,39 +44,48 @@ class Log:
 class Life:
     """A daemon from its start to its death."""
 
-    def __init__(self, world: World, disk: Disk, checks: Checks, declared: Mapping[str, Declared], wall_s: float) -> None:
-        """Prepare; `wall_s` is the wall time at instant 0 of this boot."""
+    def __init__(
+        self, world: World, disk: Disk, checks: Checks, declared: Mapping[str, Declared], boot: tuple[str, float]
+    ) -> None:
+        """Prepare; `boot` is its id and the wall time at instant 0 of its clock."""
         self.world, self.disk, self.checks = world, disk, checks
         self.declared = declared
         self.leaving = False
-        self._wall_s = wall_s
         self._asking: set[asyncio.Task[None]] = set()
         self.journal = SimJournal(disk)
-        driver_module.step = checks.step
-        driver_module.log = Log(world)  # type: ignore[assignment]  # it is asked for these two methods only
+        # The only two seams: what the driver does goes through the checks, and what it says into the story.
+        driver: Any = driver_module
+        driver.step, driver.log = checks.step, Log(world)
         effects = SimEffects(world, self._intended)
-        self.driver = Driver(self.journal, effects, self, wall=lambda: _EPOCH + timedelta(seconds=self._wall_s + world.now))
+        self._boot = Boot(world.now, *boot)
+        self.driver = Driver(self.journal, effects, self, wall=self._wall, boot=self._boot.mark)
         self._rounds: asyncio.Task[None] | None = None
 
-    async def start(self, boot_id: int) -> None:
+    def _wall(self) -> datetime:
+        return _EPOCH + timedelta(seconds=self._boot.zero_s + self.world.now)
+
+    async def start(self) -> None:
         """Recover, and bring the fleet to what is declared."""
-        world, now = self.world, self.world.now
+        world = self.world
         world.void()
-        states, start = self.disk.states()
-        shift_s = now - (self._wall_s + now - start["wall_s"]) - start["at"] if start else 0.0
-        boot = Boot(now, same=bool(start and start["boot_id"] == boot_id), shift_s=shift_s)
+        states = self.disk.states()
         found: dict[str, list[Process]] = {}
         for (name, _number), run in world.runs.items():
             if run.alive and run.process:
                 found.setdefault(name, []).append(run.process)
-        recovered = recover(states, found, world.highest, self.declared, boot)
+        leftovers = {key for key, run in world.runs.items() if not run.alive and world.remains(run)}
+        recovered = recover(states, found, world.highest, self.declared, self._boot, leftovers)
         for name in set(self.checks.commands) - set(recovered.replicas):
             self.checks.forgotten(name)
         world.tell(f"daemon starts; {len(states)} replicas recorded, {sum(map(len, found.values()))} processes found")
-        await self._append({"kind": "start", "at": now, "wall_s": self._wall_s + now, "boot_id": boot_id})
-        for name, process in recovered.strays:
-            world.tell(f"{name}#{process.run}: a stray is ended")
-            await self._end(name, process.run)
+        await self._append({"kind": "start", "at": world.now, "boot_id": self._boot.id})
+        strays = {(name, process.run) for name, process in recovered.strays}
+        for name, number in sorted(strays | leftovers):
+            if number != recovered.replicas[name].last_run or not isinstance(
+                recovered.replicas[name].phase, Live | Clearing
+            ):
+                world.tell(f"{name}#{number}: a stray is ended")
+                await self._end(name, number)
         for name, replica in recovered.replicas.items():
             self.checks.recovered(replica)
             self.driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
@@ -86,7 +95,7 @@ class Life:
     async def _append(self, body: dict[str, Any]) -> None:
         try:
             await self.journal.append(body)
-        except driver_module.Unwritable:
+        except Unwritable:
             self.world.tell("the record of the daemon's start is lost")
 
     async def _end(self, name: str, number: int) -> None:
@@ -115,16 +124,16 @@ class Life:
 
     # Operators
 
-    def ask(self, name: str, event: Event) -> None:
-        """Give an operator's command; what becomes of it is noted."""
+    def ask(self, name: str, event: StartAsked | StopAsked | RestartAsked) -> None:
+        """Give an operator's command, by a name used once; what becomes of it is noted."""
         task = asyncio.get_running_loop().create_task(self._ask(name, event))
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    async def _ask(self, name: str, event: Event) -> None:
+    async def _ask(self, name: str, event: StartAsked | StopAsked | RestartAsked) -> None:
         if self.leaving or name not in self.driver.replicas:
             return
-        asked = self.checks.asks(name, event)
+        asked = self.checks.asks(event)
         kind = type(event).__name__
         try:
             await self.driver.ask(name, event)
@@ -140,7 +149,9 @@ class Life:
 
     def changed(self, before: Replica | None, after: Replica, event: Event | str) -> None:
         """See that what is published was recorded."""
-        del before, event
+        del event
+        if before is None:
+            self.checks.reached(after)
         if is_gone(after):
             if after.name not in self.driver.replicas:
                 self.checks.forgotten(after.name)
@@ -167,20 +178,16 @@ class Life:
     async def go(self, hurries: list[tuple[float, bool]]) -> None:
         """Go as SIGTERM asks; each further signal comes after a pause and may say `kill`."""
         self.leaving = True
-        self._tell_all(Halted())
+        self.driver.put_all(Halted())
         still = asyncio.get_running_loop().create_task(self.driver.until(_over))
         try:
             for pause_s, kill in hurries:
                 await asyncio.wait({still}, timeout=pause_s)
                 if not still.done():
-                    self._tell_all(Hurried(kill=kill))
+                    self.driver.put_all(Hurried(kill=kill))
             await still
         finally:
             still.cancel()
-
-    def _tell_all(self, event: Event) -> None:
-        for name in list(self.driver.replicas):
-            self.driver.put(name, event)
 
 
 def _over(replicas: Mapping[str, Replica]) -> bool:

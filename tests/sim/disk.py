@@ -41,14 +41,15 @@ class Disk:
     def survive(self, *, power_cut: bool) -> None:
         """Settle what a new daemon will read: after a power cut only a prefix of what was not synced."""
         tail = [*self.written, *self.doubtful]
-        kept = self.rng.randint(0, len(tail)) if power_cut else len(self.written) + self.rng.randint(0, len(self.doubtful))
+        kept = (
+            self.rng.randint(0, len(tail)) if power_cut else len(self.written) + self.rng.randint(0, len(self.doubtful))
+        )
         self.written, self.doubtful = tail[:kept], []
         self.sync()
 
-    def states(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Return the last state of each replica that was not forgotten, and the last start of a daemon."""
-        starts = [record for record in self.synced if record["kind"] == "start"]
-        return {name: state for name, state in self.latest.items() if state is not None}, starts[-1] if starts else None
+    def states(self) -> dict[str, Any]:
+        """Return the last state of each replica that was not forgotten."""
+        return {name: state for name, state in self.latest.items() if state is not None}
 
 
 class SimJournal:

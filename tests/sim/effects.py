@@ -25,7 +25,6 @@ from modelsupd.core.events import (
     Vitals,
 )
 from modelsupd.core.phases import Fault, Killing, Replica, Spawning
-
 from sim.world import CRASH, PERMANENT, Run, World
 
 _VERDICTS = frozenset({FailureClass.HUNG, FailureClass.START_STALLED})
@@ -39,7 +38,7 @@ class SimEffects:
         self._world = world
         self._intended = intended
 
-    async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: C901, PLR0911, PLR0912 - one case an action
+    async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: C901, PLR0911 - one case an action
         """Carry out one action."""
         world, name = self._world, replica.name
         self._intended(replica, action)
@@ -113,8 +112,10 @@ class SimEffects:
 
     def _check_verdict(self, replica: Replica, failure: Failure) -> None:
         run = self._find(replica.name, replica.last_run)
-        if failure.kind in _VERDICTS and run is not None and run.sick_since is None:
-            raise self._world.violated(f"a healthy engine is condemned: {replica.name}#{replica.last_run}: {failure.detail}")
+        if failure.kind in _VERDICTS and run is not None and run.alive and run.sick_since is None:
+            raise self._world.violated(
+                f"a healthy engine is condemned: {replica.name}#{replica.last_run}: {failure.detail}"
+            )
 
     async def _watch(self, name: str, number: int) -> Event:
         run = self._find(name, number)

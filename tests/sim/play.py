@@ -8,16 +8,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from core import invariants
-from modelsupd.core.events import Event, RestartAsked, StartAsked, StopAsked
+from modelsupd.core import events, phases
+from modelsupd.core.events import RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, replica_names
 from modelsupd.core.phases import Failed, Stopped, Want, phase_name
 from modelsupd.core.restart import PERMANENT
 from modelsupd.core.spec import Engine, ModelSpec, Start
 from modelsupd.runtime import driver as driver_module
-
 from sim import rates
 from sim.checks import Checks, Coverage
 from sim.clock import VirtualLoop
@@ -32,7 +33,10 @@ REST_S = 900.0
 #: How much of a failed seed's story is shown.
 STORY_LINES = 60
 
-_COMMANDS: tuple[Event, ...] = (StartAsked(), StopAsked(), RestartAsked())
+#: Failures that differ in nothing but their words from those that happen here.
+_NOT_OF_THIS_WORLD = {"out-of-gpu-memory", "unsupported-model", "missing-library", "missing-binary"}
+
+_COMMANDS = (StartAsked, StopAsked, RestartAsked)
 
 
 @dataclass
@@ -46,7 +50,11 @@ class Outcome:
 
     def __str__(self) -> str:
         """Tell the last of the story and what was wrong."""
-        lines = [f"seed {self.seed}:", *list(self.story)[-STORY_LINES:], *(f"  BROKEN: {words}" for words in self.broken)]
+        lines = [
+            f"seed {self.seed}:",
+            *list(self.story)[-STORY_LINES:],
+            *(f"  BROKEN: {words}" for words in self.broken),
+        ]
         return "\n".join(lines)
 
 
@@ -60,11 +68,12 @@ def play(seed: int) -> Outcome:
 
 @contextmanager
 def _driver_restored() -> Iterator[None]:
-    step, log = driver_module.step, driver_module.log
+    driver: Any = driver_module
+    step, log = driver.step, driver.log
     try:
         yield
     finally:
-        driver_module.step, driver_module.log = step, log
+        driver.step, driver.log = step, log
 
 
 class _Game:
@@ -79,7 +88,9 @@ class _Game:
         self.declared = {f"m{index}": self._declared(0) for index in range(self.rates.models)}
         self.known = dict(self.declared)
         self.boot_id = 0
+        self.asked = 0
         self.wall_s = 0.0
+        self.zero_s = 0.0
         self.faults_left_s = self.rng.uniform(*FAULTS_S)
         self.life: Life | None = None
         self.loop: VirtualLoop
@@ -105,7 +116,7 @@ class _Game:
             self.boot_id += 1
             self.loop = VirtualLoop(self.rng.uniform(1, 1000))
             self.loop.set_exception_handler(self._unhandled)
-            began_at = self.loop.time()
+            self.zero_s = self.wall_s - self.loop.time()
             try:
                 over = self.loop.run_until_complete(self._boot())
             except BaseException as error:
@@ -118,7 +129,7 @@ class _Game:
                 self._leave_loop()
             if over:
                 break
-            self.wall_s += self.loop.time() - began_at + self.rng.uniform(5, 100)
+            self.wall_s = self.zero_s + self.loop.time() + self.rng.uniform(5, 100)
             self.life = None
             self.world.reboot()
             self.disk.survive(power_cut=True)
@@ -145,9 +156,10 @@ class _Game:
     async def _boot(self) -> bool:
         """Return True when all has come to rest, False after a power cut."""
         while self.faults_left_s > 0:
-            pause_s = min(self.rng.expovariate(1 / self.rates.chaos_pause_s), self.faults_left_s)
+            at_once = self.world.happens(0.2)
+            pause_s = 0.0 if at_once else min(self.rng.expovariate(1 / self.rates.chaos_pause_s), self.faults_left_s)
             self.faults_left_s -= pause_s
-            await self._sleep(pause_s)
+            await asyncio.sleep(pause_s)
             if self.outcome.broken:
                 return True
             if self.life is None:
@@ -158,13 +170,9 @@ class _Game:
         await self._rest()
         return True
 
-    async def _sleep(self, pause_s: float) -> None:
-        await asyncio.sleep(pause_s)
-
     async def _start(self) -> None:
-        # The wall time at instant 0 of this boot's clock.
-        self.life = Life(self.world, self.disk, self.checks, self.declared, self.wall_s)
-        await self.life.start(self.boot_id)
+        self.life = Life(self.world, self.disk, self.checks, self.declared, (f"boot {self.boot_id}", self.zero_s))
+        await self.life.start()
 
     async def _chaos(self, life: Life) -> bool:
         """Do one thing to the daemon; return False when it is the machine that goes."""
@@ -175,9 +183,13 @@ class _Game:
         if what in ("kill", "term"):
             await (self._kill(life) if what == "kill" else self._term(life))
         else:
-            {"operator": self._operate, "reload": self._reload, "inputs": self._inputs, "disk": self._disk, "lag": self._lag}[
-                what
-            ](life)
+            {
+                "operator": self._operate,
+                "reload": self._reload,
+                "inputs": self._inputs,
+                "disk": self._disk,
+                "lag": self._lag,
+            }[what](life)
         return True
 
     def _operate(self, life: Life) -> None:
@@ -186,7 +198,8 @@ class _Game:
             return
         name = self.rng.choice(names)
         for _ in range(2 if self.world.happens(self.rates.twice) else 1):
-            event = self.rng.choice(_COMMANDS)
+            self.asked += 1
+            event = self.rng.choice(_COMMANDS)(f"operator {self.asked}")
             self._tell(f"operator: {type(event).__name__} {name}")
             life.ask(name, event)
 
@@ -206,7 +219,9 @@ class _Game:
             elif how == "back":
                 declared[model] = self.known[model]
             self.declared = declared
-            self._tell(f"reload: {model}: {how}: {', '.join(f'{name} {entry.digest}' for name, entry in declared.items())}")
+            self._tell(
+                f"reload: {model}: {how}: {', '.join(f'{name} {entry.digest}' for name, entry in declared.items())}"
+            )
             life.apply(declared)
 
     def _inputs(self, _life: Life) -> None:
@@ -272,9 +287,11 @@ class _Game:
         until = self.loop.time() + REST_S
         wrong = ["not looked at"]
         while wrong and self.loop.time() < until and not self.outcome.broken:
-            await self._sleep(5.0)
+            await asyncio.sleep(5.0)
             wrong = list(self._unrest(self.life))
-        self.outcome.broken += [f"not at rest after {REST_S:g} s: {words}" for words in wrong if not self.outcome.broken]
+        self.outcome.broken += [
+            f"not at rest after {REST_S:g} s: {words}" for words in wrong if not self.outcome.broken
+        ]
         await self.life.die()
 
     def _unrest(self, life: Life) -> Iterator[str]:
@@ -308,10 +325,25 @@ class _Game:
                 yield f"{name}#{run.run} is of {run.digest}, declared is {entry.digest}"
 
 
-Progress = Callable[[Outcome], None]
+def kept_seeds() -> dict[int, str]:
+    """Return the seeds that once failed, each with its reason."""
+    lines = Path(__file__).with_name("seeds.txt").read_text(encoding="utf-8").splitlines()
+    kept = (line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith("#"))
+    return {int(seed): reason for seed, reason in kept}
 
 
-def play_many(seeds: list[int], progress: Progress) -> tuple[Coverage, list[Outcome]]:
+def unreached(coverage: Coverage) -> list[str]:
+    """Return the phases, events and outcomes of probes that no seed reached."""
+    wanted = {kind.__name__.lower() for kind in phases.Phase.__args__}
+    wanted |= {kind.__name__ for kind in events.Event.__args__}
+    wanted |= {outcome.value for outcome in events.Outcome}
+    wanted |= {reason.value for reason in phases.Reason} | {
+        kind.value for kind in events.FailureClass
+    } - _NOT_OF_THIS_WORLD
+    return sorted(wanted - {*coverage.phases, *coverage.events, *coverage.outcomes, *coverage.causes})
+
+
+def play_many(seeds: list[int], progress: Callable[[Outcome], None]) -> tuple[Coverage, list[Outcome]]:
     """Play each seed; return what they reached, and those that failed."""
     coverage, failed = Coverage(), []
     for seed in seeds:

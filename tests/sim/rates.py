@@ -82,7 +82,7 @@ def draw(rng: random.Random) -> Rates:
 
     return Rates(
         models=rng.randint(1, 3),
-        chaos_pause_s=float(10 ** rng.uniform(-0.5, 1.5)),
+        chaos_pause_s=float(10 ** rng.uniform(-0.3, 1.9)),
         crash_in_load=share(),
         crash_after_s=pause(1, 60),
         exits_badly=share(0.3),
@@ -114,7 +114,6 @@ def draw(rng: random.Random) -> Rates:
 
 def kind() -> Rates:
     """Return a world in which nothing goes wrong any more."""
-
     none = dict.fromkeys(Rates.__dataclass_fields__, 0.0)
     quiet = {"models": 0, "crash_after_s": None, "hang_after_s": None, "prefill_every_s": None}
     return Rates(**(none | quiet))  # type: ignore[arg-type]  # every field by its name

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from modelsupd.core.events import Exit, Failure, FailureClass, Process
-
 from sim.rates import BACKSTOP_S, Rates
 
 SIGTERM, SIGKILL = 15, 9
@@ -133,6 +132,7 @@ class World:
             run.failure = self._draw_failure()
             self._later(rng.choice([0.0, rng.uniform(0, load_s)]), self._crash, run)
         elif rates.crash_after_s is not None:
+            run.failure = self._draw_failure()
             self._later(load_s + rng.expovariate(1 / rates.crash_after_s), self._crash, run)
         if rates.hang_after_s is not None:
             run.polite = self.happens(rates.polite_hang)

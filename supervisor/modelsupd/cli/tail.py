@@ -24,7 +24,8 @@ class Tail:
         """Open nothing yet: the log may not be there."""
         self._directory = directory
         self._file: BinaryIO | None = None
-        self._partial = b""
+        self._partial: list[bytes] = []  # of a line that has no end yet; in pieces, because it may have 100 MB
+        self._held = b""
 
     def __enter__(self) -> Tail:  # noqa: PYI034 - nobody derives from it
         """Return it."""
@@ -41,19 +42,19 @@ class Tail:
         What has no end yet is kept for the next call.
         """
         for chunk in self._chunks():
-            data = self._partial + chunk
+            data, self._held = self._held + chunk, b""
             if data.endswith(b"\r"):  # the LF of a CRLF may be about to come
-                data, held = data[:-1], b"\r"
-            else:
-                held = b""
-            *lines, rest = _LINE_END.split(data)
-            self._partial = rest + held
-            yield from lines
+                data, self._held = data[:-1], b"\r"
+            first, *others = _LINE_END.split(data)
+            self._partial.append(first)
+            for other in others:
+                line, self._partial = b"".join(self._partial), [other]
+                yield line
 
     def rest(self) -> bytes:
         """Return what has no end and, the run being over, will get none."""
-        partial, self._partial = self._partial, b""
-        return partial.rstrip(b"\r")
+        partial, self._partial, self._held = b"".join(self._partial), [], b""
+        return partial
 
     def _chunks(self) -> Iterator[bytes]:
         if self._file is None and not self._open(self._oldest()):

@@ -5,7 +5,7 @@ Its names are a contract (DESIGN §11). Nothing is read or asked here; what is g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -77,17 +77,6 @@ def last_known(
         "models": [_model(**entry) for entry in models.values()],
         "gpus": [],
     }
-
-
-def all_ready(status: Document) -> bool:
-    """Tell whether every model that is wanted has all its wanted replicas ready."""
-    return all(model["ready"] for model in status["models"] if model["want"] == Want.UP)
-
-
-def rows(status: Document) -> Iterable[dict[str, Any]]:
-    """Yield every replica of the document."""
-    for model in status["models"]:
-        yield from model["replicas"]
 
 
 def _order(name: str) -> tuple[str, int]:

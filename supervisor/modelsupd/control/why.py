@@ -55,7 +55,7 @@ def story(records: Iterable[Record], name: str) -> Story:
     failures: list[tuple[int, str, str]] = []
     last: Record = {}
     for record in records:
-        if record.get("kind") not in ("start", "note") and record.get("replica") != name:
+        if record.get("kind") not in ("start", "note", "gap") and record.get("replica") != name:
             continue
         if record.get("kind") == "replica":
             kind = _failure_of(record, last)
@@ -256,6 +256,8 @@ def _story_lines(told: Story) -> Iterator[str]:
 
 def sentence(record: Record) -> str:
     """Return what a record tells, in words: its reason, and for an exit how the process ended."""
+    if record.get("kind") == "gap":
+        return f"records before number {record['gap']['seq']} are lost since a repair of the journal"
     why = str(record.get("why") or "")
     event: Record = record.get("event") or {}
     kind = event.get("type")

@@ -9,7 +9,7 @@ Two rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,11 +39,20 @@ from modelsupd.core.spec import Engine, ModelSpec, Start
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What the new daemon knows of time. `shift_s` moves an instant of the journal onto the present clock."""
+    """The present boot: the instant now, its id, and the wall time in seconds at instant 0 of its clock.
+
+    Every recorded state carries the mark of the boot on whose clock its instants are: a daemon that dies early leaves
+    states of two boots side by side.
+    """
 
     now: float
-    same: bool
-    shift_s: float = 0.0
+    id: str
+    zero_s: float
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Return what the driver adds to each recorded state."""
+        return {"id": self.id, "zero_s": self.zero_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +70,40 @@ def recover(
     highest: Mapping[str, int],
     declared: Mapping[str, Declared],
     boot: Boot,
+    leftovers: Collection[tuple[str, int]] = (),
 ) -> Recovered:
     """Return the fleet as it is, from the last recorded state of each replica and its live processes.
 
     `highest` is the highest run number that a run directory names: a journal that could not be written for a while
-    must not lead to a number being used twice.
+    must not lead to a number being used twice. `leftovers` are the runs without an engine of which something else may
+    be left; where it is the last one, that is cleared before there is another.
     """
     replicas: dict[str, Replica] = {}
     actions: dict[str, tuple[Action, ...]] = {}
     strays: list[tuple[str, Process]] = []
     entries = {name: entry for model, entry in declared.items() for name in replica_names(model, entry.spec)}
-    for name in sorted({*states, *found}):
+    for name in sorted({*states, *found, *(name for name, _run in leftovers)}):
         live = sorted(found.get(name, ()), key=lambda process: process.run)
         replica = _known(name, states.get(name), entries.get(name), boot)
-        last_run = max(replica.last_run, highest.get(name, 0), live[-1].run if live else 0)
+        spawned = max(highest.get(name, 0), live[-1].run if live else 0)
+        last_run = max(replica.last_run, spawned)
         process = live.pop() if live and live[-1].run == last_run else None
         # A process of an earlier run must not be: its reports would be stale, so it is ended outside the fleet.
         strays += [(name, stray) for stray in live]
-        replicas[name], actions[name] = _resume(_caught_up(replica, last_run, boot.now), process, boot.now)
+        replica = _caught_up(replica, last_run, spawned, boot.now)
+        resume = _clear_first if not process and (name, last_run) in leftovers else _resume
+        replicas[name], actions[name] = resume(replica, process, boot.now)
     return Recovered(replicas, actions, tuple(strays))
 
 
-def _caught_up(replica: Replica, last_run: int, now: float) -> Replica:
-    """Return the replica knowing of the last run, of which the journal may not tell after a full disk."""
-    if last_run > replica.last_run and isinstance(replica.phase, Live | Clearing | Spawning | Resolving):
+def _caught_up(replica: Replica, last_run: int, spawned: int, now: float) -> Replica:
+    """Return the replica knowing of the last run, of which the journal may not tell after a full disk.
+
+    `spawned` is the last run for which a process was made, or was about to be: it is past looking for its weights.
+    """
+    phase = replica.phase
+    behind = last_run > replica.last_run and isinstance(phase, Live | Clearing | Spawning | Resolving)
+    if behind or (isinstance(phase, Resolving) and spawned >= phase.run):
         replica = replace(replica, phase=Stopped(now), reason=f"run {last_run} came after what the journal tells")
     return replace(replica, last_run=last_run)
 
@@ -100,14 +119,24 @@ def _known(name: str, state: Mapping[str, Any] | None, entry: Declared | None, b
             name=name, model=model, spec=spec, digest=digest, want=want, phase=Stopped(boot.now), removed=entry is None
         )
     replica = restore(name, state, spec, boot.now)
-    if boot.same:
+    mark = state["boot"]
+    if mark["id"] == boot.id:
         return replica
     return replace(
         replica,
         phase=Stopped(boot.now),
-        history=restart.shifted(replica.history, boot.shift_s, boot.now),
+        history=restart.shifted(replica.history, mark["zero_s"] - boot.zero_s, boot.now),
         reason="the machine was restarted",
     )
+
+
+def _clear_first(replica: Replica, process: Process | None, now: float) -> Step:
+    """Make sure that nothing is left of a run that the journal does not know, or knows to be over."""
+    if isinstance(replica.phase, Live | Clearing):
+        return _resume(replica, process, now)
+    phase = Clearing(now, replica.last_run, Reason.STRAY)
+    words = f"something of run {replica.last_run} was found and is ended"
+    return replace(replica, phase=phase, reason=words), (clear(replica),)
 
 
 def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # noqa: PLR0911 - one case a phase

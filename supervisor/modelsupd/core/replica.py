@@ -219,7 +219,7 @@ def _ticked(replica: Replica, _event: Ticked, now: float) -> Step:  # noqa: C901
 
 def _tick_starting(replica: Replica, phase: Starting, now: float) -> Step:
     limits, pulse = replica.spec.health, phase.pulse
-    if now >= phase.since + limits.start_limit_s:
+    if now >= pulse.alive_at + limits.start_limit_s:
         return condemn(replica, FailureClass.START_STALLED, f"not ready after {limits.start_limit_s:g} s", now)
     if now >= pulse.moved_at + limits.start_stall_s:
         last = f"; last: {pulse.complaint}" if pulse.complaint else ""

@@ -13,8 +13,9 @@ def deadline(replica: Replica) -> float | None:  # noqa: PLR0911 - one case a ph
     """
     phase, limits = replica.phase, replica.spec.health
     match phase:
-        case Starting(since=since, pulse=pulse):
-            verdict_at = min(pulse.moved_at + limits.start_stall_s, since + limits.start_limit_s)
+        case Starting(pulse=pulse):
+            # `alive_at` is when the start began, less the time in which the daemon itself got no CPU.
+            verdict_at = min(pulse.moved_at + limits.start_stall_s, pulse.alive_at + limits.start_limit_s)
             return verdict_at if pulse.probe else min(verdict_at, pulse.next_at)
         case Ready(pulse=pulse):
             hung_at = health.hung_at(pulse, limits)

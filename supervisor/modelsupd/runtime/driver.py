@@ -33,6 +33,7 @@ from modelsupd.core.events import (
     Outcome,
     Probed,
     Rechecked,
+    Respecified,
     Spawned,
     SpawnFailed,
     Stuck,
@@ -54,6 +55,8 @@ HEARTBEAT_S = 0.5
 
 #: The daemon got no CPU when it is later than this with what it meant to do, in seconds.
 LAG_LIMIT_S = 1.0
+
+NOT_WRITABLE = "the journal cannot be written"
 
 #: Events of a replica that are told when one comes that cannot happen.
 STORY_LENGTH = 20
@@ -80,7 +83,7 @@ class JournalPort(Protocol):
         ...
 
     async def probe_writable(self) -> bool:
-        """Try to get back to normal; tell whether commands can be taken."""
+        """Look at the disk and try to get back to normal; tell whether commands can be taken."""
         ...
 
 
@@ -110,14 +113,21 @@ class Driver:
     """Holds the published replicas and moves them on."""
 
     def __init__(
-        self, journal: JournalPort, effects: Effects, observer: Observer, *, wall: Callable[[], datetime]
+        self,
+        journal: JournalPort,
+        effects: Effects,
+        observer: Observer,
+        *,
+        wall: Callable[[], datetime],
+        boot: Mapping[str, Any],
     ) -> None:
-        """Start with no replicas; must be called with the event loop running."""
+        """Start with no replicas; must be called with the event loop running. `boot` marks each recorded state."""
         self.replicas: dict[str, Replica] = {}
         self._journal = journal
         self._effects = effects
         self._observer = observer
         self._wall = wall
+        self._boot = boot
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[str, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,10 +145,15 @@ class Driver:
         """Hand in what happened to a replica; one that is forgotten already hears nothing."""
         self._enqueue(name, event, None)
 
+    def put_all(self, event: Event) -> None:
+        """Hand in the same to every replica, those included that are still being taken in."""
+        for name in list(self._lanes):
+            self._enqueue(name, event, None)
+
     async def ask(self, name: str, event: Event) -> None:
         """Hand in an operator's command; return once it is on disk. Raises `Refused`, and then nothing changed."""
-        if self._journal.read_only is not None and not await self._journal.probe_writable():
-            raise Refused(f"cannot take commands now: the journal cannot be written: {self._journal.read_only}")
+        if not await self._journal.probe_writable():
+            raise Refused(f"cannot take commands now: {NOT_WRITABLE}: {self._journal.read_only}")
         done: asyncio.Future[None] = self._loop.create_future()
         if not self._enqueue(name, event, done):
             raise Refused(f"cannot take commands for '{name}' any more: it is gone")
@@ -155,7 +170,7 @@ class Driver:
 
     async def catch_up(self) -> None:
         """Record the replicas whose last record was lost, once the journal can be written again."""
-        for name in list(self._behind):
+        for name in sorted(self._behind):
             replica = self.replicas.get(name)
             if replica is None or self._lanes[name].busy:
                 continue  # what is being recorded holds the whole state
@@ -179,9 +194,11 @@ class Driver:
             before = self.replicas[name]
             lane.story.append(f"{phase_name(before.phase)} {before.last_run}: {event}")
             after, actions = self._step(before, event, lane)
-            if not _must_record(before, after, actions):
+            # A command that changes nothing is acknowledged at once only if what it asks for is on disk already.
+            unsure = done is not None and name in self._behind
+            if not unsure and not _must_record(before, after, actions):
                 self._publish(name, before, after, event)
-                self._act(after, actions)
+                self._act(lane, after, actions)
                 if done is not None and not done.done():
                     done.set_result(None)
                 continue
@@ -216,17 +233,17 @@ class Driver:
         try:
             await self._record(after, body)
         except Unwritable as error:
+            self._behind.add(name)
             if done is not None:
                 if not done.done():
-                    done.set_exception(Refused(f"cannot take commands now: the journal cannot be written: {error}"))
+                    done.set_exception(Refused(f"cannot take commands now: {NOT_WRITABLE}: {error.why}"))
                 lane.busy = False
                 self._pump(name, lane)
                 return
-            log.warning("record lost", replica=name, error=str(error), why=after.reason)
-            self._behind.add(name)
+            log.warning("record lost", replica=name, error=error.why, why=after.reason)
         lane.busy = False
         self._publish(name, before, after, event)
-        self._act(after, actions)
+        self._act(lane, after, actions)
         if done is not None and not done.done():
             done.set_result(None)
         self._pump(name, lane)
@@ -239,7 +256,7 @@ class Driver:
             "replica": replica.name,
             "run": replica.last_run,
             "why": replica.reason,
-            "state": None if is_gone(replica) else durable(replica),
+            "state": None if is_gone(replica) else durable(replica) | {"boot": self._boot},
         }
         seq = await self._journal.append(body)
         self._behind.discard(replica.name)
@@ -249,9 +266,10 @@ class Driver:
     def _publish(self, name: str, before: Replica | None, after: Replica, event: Event | str) -> None:
         if after is before:
             return
-        if is_gone(after):
+        lane = self._lanes[name]
+        if is_gone(after) and not any(isinstance(waiting, Respecified) for waiting, _done in lane.inbox):
             self.replicas.pop(name, None)
-            lane = self._lanes.pop(name)
+            del self._lanes[name]
             if lane.timer is not None:
                 lane.timer.cancel()
             for _event, done in lane.inbox:
@@ -263,17 +281,18 @@ class Driver:
         self._observer.changed(before, after, event)
         self._changed.set()
 
-    def _act(self, replica: Replica, actions: Iterable[Action]) -> None:
+    def _act(self, lane: _Lane, replica: Replica, actions: Iterable[Action]) -> None:
         for action in actions:
-            self._run(self._perform(replica, action))
+            self._run(self._perform(lane, replica, action))
 
-    async def _perform(self, replica: Replica, action: Action) -> None:
+    async def _perform(self, lane: _Lane, replica: Replica, action: Action) -> None:
         try:
             event = await self._effects.perform(replica, action)
         except Exception as error:
             log.exception("effect failed", replica=replica.name, action=str(action))
             event = failed_effect(action, error, replica)
-        if event is not None:
+        # A replica that was forgotten and declared again meanwhile is another one.
+        if event is not None and self._lanes.get(replica.name) is lane:
             self.put(replica.name, event)
 
     def _run(self, coroutine: Any) -> None:  # noqa: ANN401 - any coroutine

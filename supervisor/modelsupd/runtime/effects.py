@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
+
 from modelsupd.core.actions import Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
 from modelsupd.core.events import (
     Cleared,
@@ -139,7 +141,11 @@ class RuntimeEffects:
         """Say "likely" of a SIGKILL that was not ours while the kernel's count of such kills rose."""
         if exit.signal != _SIGKILL or ooms_before is None or oom_kills() <= ooms_before:
             return None
-        words = "killed by signal 9, not by modelsupd, and the kernel's oom_kill count rose: likely out of host memory"
+        memory = psutil.virtual_memory()
+        words = (
+            "killed by signal 9, not by modelsupd, and the kernel's oom_kill count rose: likely out of host memory "
+            f"({memory.available // 2**20} of {memory.total // 2**20} MiB are available now)"
+        )
         return Failure(FailureClass.OUT_OF_MEMORY, words)
 
     async def _probe(self, replica: Replica, action: Probe) -> Event:

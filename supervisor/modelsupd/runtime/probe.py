@@ -6,7 +6,7 @@ engine only when this process itself was listening: a deadline that was noticed 
 
 from __future__ import annotations
 
-import asyncio
+import time
 
 from modelsupd.core.events import Outcome, ProbeKind
 from modelsupd.core.spec import ModelSpec
@@ -31,23 +31,22 @@ async def probe(
     adapter: Adapter, kind: ProbeKind, name: str, spec: ModelSpec, endpoint: str, timeout_s: float
 ) -> Result:
     """Send the probe of that kind to `endpoint` and return what it found. Never raises but for cancellation."""
-    loop = asyncio.get_running_loop()
     request = adapter.request(kind, name, spec)
     if request is None:
         return Outcome.VOID, f"{adapter.kind} has no {kind} probe", None, None, 0.0
-    asked_at = loop.time()
+    asked_at = time.monotonic()
     try:
         status, body = await fetch(endpoint, request, timeout_s)
         answer = adapter.read(kind, status, body)
     except ProbeTimeoutError as error:
-        answer = _silence(str(error), loop.time() - asked_at, timeout_s)
+        answer = _silence(str(error), time.monotonic() - asked_at, timeout_s)
     except ProbeRefusedError as error:
         answer = Answer(outcome=Outcome.REFUSED, evidence=str(error))
     except ProbeUnableError as error:
         answer = Answer(outcome=Outcome.VOID, evidence=str(error))
     except ProbeBrokenError as error:
         answer = Answer(outcome=Outcome.FAILED, evidence=str(error))
-    took_s = loop.time() - asked_at
+    took_s = time.monotonic() - asked_at
     return answer.outcome, f"{_named(request)}: {answer.evidence}", answer.delivered, answer.in_flight, took_s
 
 

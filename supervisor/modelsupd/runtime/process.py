@@ -246,13 +246,15 @@ class Processes:
             left = await self._clear_through_shim(held, timeout_s)
             if left:
                 return left
-        said = place.read_exit()
-        if said is None or not said["cleared"]:
-            left = await self._kill_leftovers(replica, run, give_up_at)
+        while True:
+            said = place.read_exit()
+            cleared = said is not None and said["cleared"]
+            left = () if cleared else await self._kill_leftovers(replica, run, give_up_at)
             if left:
                 return left
-        while not place.void():
-            # Someone holds the lock who carries no token of this run; whoever it is, it is not ours to signal.
+            if place.void() and (cleared or not self._leftovers(replica, run)):
+                break
+            # A shim holds the lock that does not show its token yet, or someone who is not ours to signal.
             if asyncio.get_running_loop().time() > give_up_at:
                 return place.lock_holders()
             await asyncio.sleep(_AGAIN_S)

@@ -35,6 +35,11 @@ class Disk:
         """Give a file `size` bytes of NULs from `offset` on, for which there is space."""
         os.posix_fallocate(fd, offset, size)
 
+    def free_bytes(self, directory: Path) -> int:
+        """Return how much this process could still write there."""
+        found = os.statvfs(directory)
+        return found.f_frsize * (found.f_bfree if os.geteuid() == 0 else found.f_bavail)
+
     def rename(self, source: Path, target: Path) -> None:
         """Rename a file over whatever has that name."""
         source.rename(target)

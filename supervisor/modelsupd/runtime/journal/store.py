@@ -33,6 +33,11 @@ from modelsupd.runtime.journal.reserve import Reserve
 #: What a segment is preallocated by. A sync is a third cheaper while the file's size does not change, and a full disk
 #: shows where nothing is half written.
 CHUNK_BYTES = 256 * 1024
+
+#: With less free space than this the disk counts as full for commands, although records still fit into what is
+#: preallocated: that is for what happens to engines meanwhile.
+ROOM_BYTES = 64 * 1024
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -89,6 +94,7 @@ class Store:
         self._number = max(numbered(directory), default=0)
         self._segment: _Open | None = None
         self._trouble = ""
+        self._cramped = ""
         self._reserve = Reserve(directory, disk)
         self._remove_unfinished()
         self._keep_torn()
@@ -109,7 +115,7 @@ class Store:
             return f"{self._trouble}: the journal lives on its reserve, {left} bytes of it left"
         if self._reserve.size_bytes is None:
             return f"{self._trouble}: cannot hold back {self._limits.reserve_bytes} bytes for the journal"
-        return None
+        return self._cramped or None
 
     def commit(self, entries: Sequence[Entry]) -> int:
         """Make records durable and return the `seq` of the first; raise Unwritable, and then none of them counts."""
@@ -141,6 +147,7 @@ class Store:
 
     def probe(self) -> bool:
         """Try to get back to normal, with a reserve and a segment beside it; tell whether all is normal now."""
+        self._cramped = self._room()
         if self.read_only is None:
             return True
         try:
@@ -149,8 +156,15 @@ class Store:
                 self._into_new(())
         except OSError as error:
             self._trouble = _words(error)
-            return False
-        return True
+        return self.read_only is None
+
+    def _room(self) -> str:
+        """Return "", or why the disk counts as full."""
+        try:
+            free_bytes = self._disk.free_bytes(self._directory)
+        except OSError as error:
+            return _words(error)
+        return "" if free_bytes >= ROOM_BYTES else f"{_words(_no_space())}: {free_bytes} bytes left"
 
     def close(self) -> None:
         """Close the segment; a spent reserve keeps its space, which the next process may need."""

@@ -117,14 +117,13 @@ class Journal:
         return await future
 
     async def probe_writable(self) -> bool:
-        """Try to get back to normal, if need be, and return whether operators' commands may be taken."""
+        """Look at the disk, get back to normal if need be, and return whether operators' commands may be taken."""
         if self._closing:
             return False
-        if self._read_only is not None:
-            loop = asyncio.get_running_loop()
-            probed: asyncio.Future[None] = loop.create_future()
-            self._submit(_Batch(loop, [], probed=probed))
-            await probed
+        loop = asyncio.get_running_loop()
+        probed: asyncio.Future[None] = loop.create_future()
+        self._submit(_Batch(loop, [], probed=probed))
+        await probed
         return self._read_only is None
 
     async def close(self) -> None:
