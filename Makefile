@@ -52,8 +52,9 @@ test-unprivileged: ## `make test` as a plain user without capabilities, on a cop
 	@tools/test_unprivileged.sh
 
 .PHONY: engines
-engines: $(READY) ## provide llama-server: the one on PATH, or one built once and kept in the cache
+engines: $(READY) ## provide llama-server and llama-cpp-python, built once and kept in the cache
 	@$(PY) tools/llama_server.py
+	@$(PY) tools/llama_cpp_python.py
 
 .PHONY: sim
 sim: $(READY) ## the simulator on SEEDS=1000 seeds

@@ -41,7 +41,46 @@ def fake_model(name: str = "m", *flags: str, extra: str = "", limits: str = QUIC
     return f"[models.{name}]\nengine = 'command'\ncommand = {json.dumps(command)}\n{extra}\n{limits.format(name=name)}"
 
 
-class Host:
+class Watched:
+    """A daemon seen through its admin API; `said` is its log."""
+
+    client: Client
+
+    def said(self) -> str:
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.client.status()["daemon"]["state"] == "running")
+        except (NoDaemon, Unanswered):
+            return False
+
+    def replica(self, name: str = "m/0") -> dict[str, Any]:
+        """Return a replica's part of the status."""
+        for model in self.client.status()["models"]:
+            for replica in model["replicas"]:
+                if replica["name"] == name:
+                    return dict(replica)
+        return {"phase": "unknown", "reason": "", "run": 0, "pid": None}
+
+    def until_phase(
+        self, *phases: str, name: str = "m/0", run: int | None = None, timeout_s: float = 15
+    ) -> dict[str, Any]:
+        """Wait until the replica is in one of these phases (and in that run, or a later one)."""
+        seen: dict[str, Any] = {}
+
+        def there() -> bool:
+            seen.update(self.replica(name))
+            return seen["phase"] in phases and (run is None or (seen["run"] or 0) >= run)
+
+        try:
+            until(there, timeout_s=timeout_s)
+        except AssertionError:
+            raise AssertionError(f"not {phases} within {timeout_s} s but {seen}\n{self.said()}") from None
+        return seen
+
+
+class Host(Watched):
     """A daemon under test. `models` is the part of models.toml below [daemon]."""
 
     def __init__(self, place: Path, models: str) -> None:
@@ -75,38 +114,8 @@ class Host:
     def ended(self) -> bool:
         return self.daemon is None or self.daemon.poll() is not None
 
-    def answers(self) -> bool:
-        try:
-            return bool(self.client.status()["daemon"]["state"] == "running")
-        except (NoDaemon, Unanswered):
-            return False
-
     def said(self) -> str:
         return self.log.read_text(errors="replace")
-
-    def replica(self, name: str = "m/0") -> dict[str, Any]:
-        """Return a replica's part of the status."""
-        for model in self.client.status()["models"]:
-            for replica in model["replicas"]:
-                if replica["name"] == name:
-                    return dict(replica)
-        return {"phase": "unknown", "reason": "", "run": 0, "pid": None}
-
-    def until_phase(
-        self, *phases: str, name: str = "m/0", run: int | None = None, timeout_s: float = 15
-    ) -> dict[str, Any]:
-        """Wait until the replica is in one of these phases (and in that run, or a later one)."""
-        seen: dict[str, Any] = {}
-
-        def there() -> bool:
-            seen.update(self.replica(name))
-            return seen["phase"] in phases and (run is None or (seen["run"] or 0) >= run)
-
-        try:
-            until(there, timeout_s=timeout_s)
-        except AssertionError:
-            raise AssertionError(f"not {phases} within {timeout_s} s but {seen}\n{self.said()}") from None
-        return seen
 
     def send(self, number: int) -> None:
         assert self.daemon is not None

@@ -156,7 +156,8 @@ def show(endpoint: str, config: Path) -> None:
   {command} restart tiny    a new run
   kill -9 an engine's pid and look at `status` again: it is back
 [bold]Ctrl-C[/] stops the engine and the daemon.
-"""
+""",
+        soft_wrap=True,
     )
 
 

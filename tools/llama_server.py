@@ -171,18 +171,23 @@ def failure(what: str, log: Path) -> str:
     return f"cannot {what} llama.cpp; the last lines of {log}:\n{tail}"
 
 
+def build() -> None:
+    """Build this version with these flags, unless that was done earlier."""
+    into = build_dir()
+    into.mkdir(parents=True, exist_ok=True)
+    with (into / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (into / "bin").exists():
+            compile_server(unpack(fetch(into), into), into)
+            shutil.rmtree(into / "build")
+            shutil.rmtree(into / "src")
+
+
 def provide() -> Path:
     """Return a `llama-server` that runs, building it when there is none."""
     found = find()
     if found is None:
-        into = build_dir()
-        into.mkdir(parents=True, exist_ok=True)
-        with (into / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if find() is None:
-                compile_server(unpack(fetch(into), into), into)
-                shutil.rmtree(into / "build")
-                shutil.rmtree(into / "src")
+        build()
         found = find()
     if found is None:
         raise BuildError("cannot find the llama-server that was just built")

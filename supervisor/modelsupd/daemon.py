@@ -26,7 +26,7 @@ from modelsupd.control.port import LaunchPlan
 from modelsupd.control.server import serve as serve_control
 from modelsupd.core.events import Event, Halted, Hurried, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, all_still, fresh, plan, targets
-from modelsupd.core.phases import Clearing, Killing, Live, Replica
+from modelsupd.core.phases import Clearing, Killing, Live, Ready, Replica
 from modelsupd.core.recovery import Boot, recover
 from modelsupd.core.spec import ModelSpec, launch_digest
 from modelsupd.engines.base import adapter
@@ -125,7 +125,7 @@ class Daemon:
                 stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
             rounds = asyncio.create_task(self._rounds())
             stack.callback(rounds.cancel)
-            self._notify.tell(READY=1, STATUS=f"supervising {len(self._driver.replicas)} replicas")
+            self._notify.tell(READY=1)
             log.info("ready", pid=self.pid, version=self.version, config=str(self._config.path))
             return await self._serve()
 
@@ -184,6 +184,9 @@ class Daemon:
                 await self._driver.catch_up()
             if self._leaving:
                 self._notify.extend(EXTEND_BY_S)
+            else:
+                ready = sum(isinstance(replica.phase, Ready) for replica in self._driver.replicas.values())
+                self._notify.status(f"{ready} of {len(self._driver.replicas)} replicas ready")
             watchdog_s = self._notify.watchdog_s
             if watchdog_s is not None and self.now() - fed_at >= watchdog_s / 4 and self._driver.progressing():
                 self._notify.tell(WATCHDOG=1)

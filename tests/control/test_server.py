@@ -20,7 +20,7 @@ import uvloop
 
 from control_world import MemoryPort, Tape
 from modelsupd.control.client import ApiError, Client, NoDaemon, Unanswered
-from modelsupd.control.secrets import masked_argv, masked_names
+from modelsupd.control.secrets import MASK, masked_argv, masked_names, shown_spec
 from modelsupd.control.server import serve
 from modelsupd.core.events import StopAsked
 from modelsupd.core.spec import Problem
@@ -207,6 +207,11 @@ def test_masking() -> None:
         "x", "--api-key=********", "--hf-token", "********", "--max-tokens", "4",
     ]  # fmt: skip
     assert masked_argv(["x", "--token", "--flag"]) == ["x", "--token", "--flag"]
+    spec = {"command": ("x", "--api-key", "s"), "args": {"hf_token": "s", "max_tokens": 4}, "env": {"A": "s"}}
+    assert shown_spec(spec, {"A": MASK}, reveal=False) == {
+        "command": ["x", "--api-key", MASK], "args": {"hf_token": MASK, "max_tokens": 4}, "env": {"A": MASK},
+    }  # fmt: skip
+    assert shown_spec(spec, {"A": "s"}, reveal=True) == spec
 
 
 def test_events_that_are_there_end_and_those_that_are_followed_do_not(place: Path) -> None:

@@ -24,7 +24,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.fleet import Declared
 from modelsupd.core.phases import Live, Replica, Spawning, Want
-from modelsupd.core.record import durable, restore
+from modelsupd.core.record import durable, restore, same
 from modelsupd.core.recovery import Boot, recover
 from modelsupd.core.replica import InvalidTransition, deadline, fail_internally, step
 
@@ -80,6 +80,7 @@ def follow(data: st.DataObject, current: Replica, now: float, steps: int) -> tup
             continue
         invariants.check_step(current, event, after, actions, now)
         assert step(current, event, now) == (after, actions)
+        assert same(current, after) == (durable(current) == durable(after))
         assert not invariants.wanted_idle(after)
         current = after
     return current, now

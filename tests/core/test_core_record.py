@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -13,7 +13,7 @@ from core.table import situations
 from modelsupd.core.events import Event, ProbeKind, Respecified, Ticked
 from modelsupd.core.health import begin
 from modelsupd.core.phases import Draining, Halt, Ready, Reason, Replica
-from modelsupd.core.record import durable, plain_event, restore
+from modelsupd.core.record import durable, plain_event, restore, same
 from modelsupd.core.replica import step
 
 
@@ -25,6 +25,16 @@ def test_every_situation_comes_back_as_it_was(words: str, before: Replica) -> No
     assert type(after.phase) is type(before.phase)
     assert (after.want, after.last_run, after.process) == (before.want, before.last_run, before.process)
     assert after.halt is Halt.NO
+
+
+def test_same_is_what_durable_says() -> None:
+    kept = {item.name for item in fields(Replica)} - {"name", "spec", "halt", "phase"}
+    assert kept | {"phase"} == set(durable(replica()))
+    others = [before for _words, before in situations()]
+    for one in others:
+        assert [same(one, other) for other in others] == [durable(one) == durable(other) for other in others]
+        for name in kept:
+            assert not same(one, replace(one, **{name: "something else"}))  # type: ignore[arg-type]  # by name
 
 
 def test_secrets_and_what_a_new_daemon_finds_out_itself_are_left_out() -> None:

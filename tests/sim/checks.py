@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from modelsupd.core.phases import (
     phase_name,
 )
 from modelsupd.core.replica import InvalidTransition, Step, step
-from modelsupd.core.restart import PERMANENT
+from modelsupd.core.restart import PERMANENT, History
 from sim.world import World
 
 
@@ -77,6 +77,7 @@ class Checks:
         self.commands: dict[str, list[Asked]] = {}
         self._on_the_way: dict[str, Asked] = {}
         self.excused: set[str] = set()
+        self._crashes: dict[str, list[float]] = {}
 
     # Every step
 
@@ -104,6 +105,7 @@ class Checks:
         if type(after.phase) is not type(before.phase):
             self.reached(after)
         self._check_counting(before, event, after)
+        self._check_loop(before, event, after, now)
         return after, actions
 
     def reached(self, replica: Replica) -> None:
@@ -151,6 +153,27 @@ class Checks:
                 raise self._world.violated(
                     f"a crash is taken for a stop: {before.name}#{before.last_run} is {after.phase}"
                 )
+
+    def _check_loop(self, before: Replica, event: Event, after: Replica, now: float) -> None:
+        """See that a crash loop ends in `Failed`, by a count of our own that is one crash more patient."""
+        if isinstance(after.phase, Failed) or after.history == History():
+            self._crashes.pop(before.name, None)
+        elif isinstance(event, Exited) and isinstance(before.phase, Starting | Ready) and event.failure.kind == "crash":
+            policy = after.spec.restart
+            crashes = [at for at in self._crashes.get(before.name, []) if now - at < policy.window_s]
+            self._crashes[before.name] = [*crashes, now]
+            if len(crashes) > policy.max_crashes + 1:
+                raise self._world.violated(f"{before.name} crashed {len(crashes) + 1} times and goes on")
+
+    def excuse(self, names: Collection[str]) -> None:
+        """Take note of replicas whose last records were lost with a daemon: what was decided then cannot be known."""
+        self.excused |= set(names)
+        for name in names:
+            self._crashes.pop(name, None)
+
+    def rebooted(self) -> None:
+        """Start counting anew on another clock."""
+        self._crashes.clear()
 
     # What goes out, and what is shown
 

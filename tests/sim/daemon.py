@@ -10,7 +10,7 @@ from typing import Any
 from modelsupd.core.actions import Action
 from modelsupd.core.events import Event, Halted, Hurried, Process, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, all_still, fresh, is_gone, plan
-from modelsupd.core.phases import Clearing, Killing, Live, Replica
+from modelsupd.core.phases import Clearing, Killing, Replica
 from modelsupd.core.recovery import Boot, recover
 from modelsupd.errors import Refused
 from modelsupd.runtime import driver as driver_module
@@ -81,9 +81,7 @@ class Life:
         await self._append({"kind": "start", "at": world.now, "boot_id": self._boot.id})
         strays = {(name, process.run) for name, process in recovered.strays}
         for name, number in sorted(strays | leftovers):
-            if number != recovered.replicas[name].last_run or not isinstance(
-                recovered.replicas[name].phase, Live | Clearing
-            ):
+            if number != recovered.replicas[name].last_run:
                 world.tell(f"{name}#{number}: a stray is ended")
                 await self._end(name, number)
         for name, replica in recovered.replicas.items():
@@ -172,7 +170,7 @@ class Life:
         self.journal.die()
         for task in (*self._asking, *([self._rounds] if self._rounds else [])):
             task.cancel()
-        self.checks.excused |= self.driver._behind
+        self.checks.excuse(self.driver._behind)
         await self.driver.close()
 
     async def go(self, hurries: list[tuple[float, bool]]) -> None:

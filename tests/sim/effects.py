@@ -48,7 +48,8 @@ class SimEffects:
             raise RuntimeError("an effect that breaks")
         match action:
             case Resolve(run=number):
-                await asyncio.sleep(world.rng.uniform(0.001, 1))
+                # Weights may lie on a disk that is far away and asleep.
+                await asyncio.sleep(world.rng.choice([0.001, world.rng.uniform(0, 1), world.rng.uniform(0, 5)]))
                 if name in world.bad_inputs and world.happens(0.3):
                     return Unresolved(number, PERMANENT, self._inputs(name))
                 return Resolved(number, replica.digest, self._inputs(name))
@@ -179,7 +180,9 @@ class SimEffects:
             if world.now < run.prefill_until:
                 return Outcome.TOKENS, run.prefill_until - world.now
             return (Outcome.BUSY if world.happens(world.rates.busy) else Outcome.TOKENS), quick_s
-        return Outcome.ANSWERED, quick_s
+        # A single probe that got lost, never two in a row, is no sign of anything.
+        run.flaked = kind is ProbeKind.ALIVE and not run.flaked and world.happens(world.rates.flaky)
+        return (Outcome.TIMED_OUT if run.flaked else Outcome.ANSWERED), quick_s
 
     def _in_flight(self, run: Run | None) -> int:
         if run is None or run.frozen:

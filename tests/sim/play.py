@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sim.checks import Checks, Coverage
 from sim.clock import VirtualLoop
 from sim.daemon import Life
 from sim.disk import Disk
-from sim.world import World
+from sim.world import Violation, World
 
 #: How long the faults go on, and how long everything may then take to come to rest, in virtual seconds.
 FAULTS_S = (60.0, 400.0)
@@ -119,11 +120,9 @@ class _Game:
             self.zero_s = self.wall_s - self.loop.time()
             try:
                 over = self.loop.run_until_complete(self._boot())
-            except BaseException as error:
+            except (Exception, Violation) as error:  # noqa: BLE001 - whatever breaks is told with its story
                 if not self.outcome.broken:
-                    self.outcome.broken.append(f"{type(error).__name__}: {error}")
-                    if not isinstance(error, AssertionError | RuntimeError):
-                        raise
+                    self.outcome.broken.append("".join(traceback.format_exception(error)))
                 over = True
             finally:
                 self._leave_loop()
@@ -132,6 +131,7 @@ class _Game:
             self.wall_s = self.zero_s + self.loop.time() + self.rng.uniform(5, 100)
             self.life = None
             self.world.reboot()
+            self.checks.rebooted()
             self.disk.survive(power_cut=True)
         self.outcome.coverage = self.checks.coverage
 
@@ -181,7 +181,8 @@ class _Game:
         if what == "power":
             return False
         if what in ("kill", "term"):
-            await (self._kill(life) if what == "kill" else self._term(life))
+            kill = self._kill_at_a_spawn if self.world.happens(0.5) else self._kill
+            await (kill(life) if what == "kill" else self._term(life))
         else:
             {
                 "operator": self._operate,
@@ -238,6 +239,14 @@ class _Game:
         disk.slow = self.rates.slow_sync if self.world.happens(0.5) else 0.0
         disk.full, disk.broken = self.rng.choice([(False, False), (False, False), (True, False), (False, True)])
         self._tell(f"disk: full={disk.full} broken={disk.broken} slow={disk.slow:.2f}")
+
+    async def _kill_at_a_spawn(self, life: Life) -> None:
+        """Kill the daemon just when a process comes to be, of which it may or may not have heard."""
+        self.world.spawned = asyncio.Event()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.world.spawned.wait(), timeout=10)
+        await asyncio.sleep(self.rng.uniform(0, 0.1))
+        await self._kill(life)
 
     async def _kill(self, life: Life) -> None:
         self._tell("the daemon is killed")
@@ -321,15 +330,16 @@ class _Game:
             yield f"{name} is {phase_name(replica.phase)} and there are {[run.run for run in remaining]}"
         for run in remaining:
             entry = self.declared.get(replica.model)
+            if run.frozen or run.zero_tokens or run.stalls:
+                yield f"{name}#{run.run} is ready and does not generate"
             if entry is not None and run.digest != entry.digest:
                 yield f"{name}#{run.run} is of {run.digest}, declared is {entry.digest}"
 
 
-def kept_seeds() -> dict[int, str]:
-    """Return the seeds that once failed, each with its reason."""
+def kept_seeds() -> list[int]:
+    """Return the seeds that once failed; each line of the file tells why."""
     lines = Path(__file__).with_name("seeds.txt").read_text(encoding="utf-8").splitlines()
-    kept = (line.split(maxsplit=1) for line in lines if line.strip() and not line.startswith("#"))
-    return {int(seed): reason for seed, reason in kept}
+    return sorted({int(line.split()[0]) for line in lines if line.strip() and not line.startswith("#")})
 
 
 def unreached(coverage: Coverage) -> list[str]:

@@ -49,6 +49,7 @@ class Rates:
     polite_hang: float
     prefill_every_s: float | None
     busy: float
+    flaky: float
     ignores_term: float
     withstands_kill: float
     leaves_descendants: float
@@ -82,18 +83,19 @@ def draw(rng: random.Random) -> Rates:
 
     return Rates(
         models=rng.randint(1, 3),
-        chaos_pause_s=float(10 ** rng.uniform(-0.3, 1.9)),
+        chaos_pause_s=float(10 ** rng.uniform(-0.5, 1.9)),
         crash_in_load=share(),
         crash_after_s=pause(1, 60),
-        exits_badly=share(0.3),
-        out_of_memory=share(0.3),
-        address_taken=share(0.5),
+        exits_badly=rng.uniform(0, 0.3),
+        out_of_memory=rng.uniform(0, 0.3),
+        address_taken=rng.uniform(0, 0.5),
         stalls=share(0.5),
         zero_tokens=share(0.5),
         hang_after_s=pause(5, 100),
         polite_hang=rng.random(),
         prefill_every_s=pause(10, 60),
         busy=share(0.5),
+        flaky=share(0.5),
         ignores_term=share(),
         withstands_kill=share(0.5),
         leaves_descendants=share(),

@@ -39,6 +39,7 @@ class Run:
     descendants_until: float = 0.0
     frozen: bool = False
     polite: bool = False
+    flaked: bool = False
     sick_since: float | None = None
     worked_until: float = 0.0
     prefill_until: float = 0.0
@@ -68,6 +69,7 @@ class World:
         self.inputs: dict[str, int] = {}
         self.bad_inputs: set[str] = set()
         self.broken: list[str] = []
+        self.spawned = asyncio.Event()
         self._pid = 100
 
     @property
@@ -110,6 +112,7 @@ class World:
         self._pid += 1
         run.process = Process(run.run, self._pid, self._pid + 10_000, f"unix:/{run.name}/{run.run}", run.digest)
         run.alive = True
+        self.spawned.set()
         run.loads_until = self.now + rng.uniform(0, 10)
         run.stalls = self.happens(rates.stalls)
         run.zero_tokens = self.happens(rates.zero_tokens)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from modelsupd.cli.owner import become_owner
 from modelsupd.cli.place import REFUSED, Place, Stop
 from modelsupd.control.words import count, either, size
 
@@ -58,6 +59,8 @@ def verify(place: Place) -> None:
 def repair(place: Place, yes: bool) -> None:
     """Say what is damaged and what a repair would lose; with --yes, repair it. The damaged files are kept.
 
+    Root does it as the user that the state directory belongs to.
+
     \b
     Exit status: 0 not damaged, or repaired; 1 damaged and not repaired, or a daemon runs.
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
@@ -68,10 +71,14 @@ def repair(place: Place, yes: bool) -> None:
     if not directory.is_dir():
         raise Stop(f"there is no journal in '{directory}'")
     try:
+        become_owner(directory.parent)
         # The plan must still hold when it is carried out, so that nobody may write in between.
         lock = hold(directory.parent)
     except LockedError as error:
-        raise Stop(f"cannot repair the journal: {error}; stop that daemon first") from error
+        raise Stop(f"cannot repair the journal: {error}") from error
+    except OSError as error:
+        why = f"{(error.strerror or str(error)).lower()}: '{error.filename}'"
+        raise Stop(f"cannot repair the journal: {why}") from error
     try:
         with _told(directory):
             plan = mending.plan_repair(directory)

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from modelsupd.cli.owner import become_owner
 from modelsupd.cli.place import REFUSED, Place, Stop
 from modelsupd.control.words import either
 
@@ -19,6 +20,7 @@ def reap(place: Place) -> None:
     """End every engine that a daemon left behind; needs no daemon, and refuses to work beside one.
 
     Only processes of this state directory's installation are touched. They get SIGTERM, and SIGKILL after 10 s.
+    Root does it as the user that the state directory belongs to.
 
     \b
     Examples:
@@ -32,6 +34,7 @@ def reap(place: Place) -> None:
 
     places = place.directories()
     try:
+        become_owner(places.state_dir, places.runtime_dir)
         result = end_all(places.runtime_dir, places.state_dir, term_timeout_s=_TERM_TIMEOUT_S, report=click.echo)
     except ReapRefusedError as error:
         raise Stop(str(error)) from error

@@ -13,7 +13,7 @@ import click
 
 from modelsupd.cli.place import WRONG_USE, Place, Stop, target_argument
 from modelsupd.control.client import NoDaemon
-from modelsupd.control.secrets import MASK, masked_argv, masked_names
+from modelsupd.control.secrets import MASK, masked_argv, masked_names, shown_spec
 
 #: What a shim fills in, and what stands for it where there is no run to fill it in for.
 _BY_HAND = {"{socket}": "./engine.sock", "{host}": "127.0.0.1", "{port}": "8000", "{tmp}": "."}
@@ -88,15 +88,13 @@ def _from_config(place: Place, target: str, *, reveal: bool) -> dict[str, Any]:
     env = {key: MASK if key in masked and not reveal else _filled(value) for key, value in command.env.items()}
     from dataclasses import asdict  # noqa: PLC0415 - the same
 
-    declared = asdict(spec)
-    declared["env"] = {key: env.get(key, MASK) for key in declared["env"]}
     return {
         "name": f"{name}/0" if target in names else target,
         "model": name,
         "argv": argv if reveal else masked_argv(argv),
         "env": env,
         "masked": [] if reveal else sorted(masked),
-        "spec": declared,
+        "spec": shown_spec(asdict(spec), env, reveal=reveal),
     }
 
 

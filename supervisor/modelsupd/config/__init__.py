@@ -151,11 +151,13 @@ def _warnings(file: Path, declaration: Declaration) -> list[str]:
 
 
 def _missing(declaration: Declaration) -> list[str]:
-    engines: Mapping[str, str | None] = {kind: engine.binary for kind, engine in declaration.engines.items()}
-    named = [(("engines", kind, "binary"), binary) for kind, binary in engines.items()]
+    named: list[tuple[tuple[str, ...], str | None]] = []
+    for kind, engine in declaration.engines.items():
+        named += [(("engines", kind, "binary"), engine.binary), (("engines", kind, "python"), engine.python)]
     for name, model in declaration.models.items():
         named.append((("models", name, "weights"), model.weights))
         named.append((("models", name, "binary"), model.binary))
+        named.append((("models", name, "python"), model.python))
         named.append((("models", name, "command"), model.command[0] if model.command else None))
     return [
         f"{dotted(path)} = '{value}': there is no such file now"

@@ -36,6 +36,7 @@ _EXAMPLES: dict[tuple[str, str], list[object]] = {
     ("DaemonSpec", "runtime_dir"): ["/run/modelsupd"],
     ("DaemonSpec", "metrics_listen"): ["127.0.0.1:9310", ""],
     ("EngineSpec", "binary"): ["/usr/local/bin/llama-server"],
+    ("EngineSpec", "python"): ["/opt/llama-cpp-python/bin/python"],
     ("ModelSpec", "weights"): ["/models/tiny.gguf"],
     ("ModelSpec", "command"): [["python3", "server.py", "--uds", "{socket}"]],
     ("ModelSpec", "aliases"): [["gpt-4o-mini"]],
@@ -52,7 +53,7 @@ def schema() -> dict[str, Any]:
         _describe(cls, made["$defs"][cls.__name__])
     _describe(Declaration, made)
     made["properties"]["models"]["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
-    made["properties"]["engines"]["propertyNames"] = {"enum": ["llama.cpp"]}
+    made["properties"]["engines"]["propertyNames"] = {"enum": ["llama.cpp", "llama-cpp-python"]}
     # Editors accept only what `load` accepts, and `load` refuses what is not built yet.
     made["$defs"]["ModelSpec"]["properties"]["gpus"]["maximum"] = 0
     return {

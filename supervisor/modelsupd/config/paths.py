@@ -18,7 +18,10 @@ def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[
         runtime_dir=resolver.path(("daemon", "runtime_dir"), declaration.daemon.runtime_dir or None),
     )
     engines = {
-        kind: EngineSpec(binary=resolver.binary(("engines", kind, "binary"), engine.binary))
+        kind: EngineSpec(
+            binary=resolver.binary(("engines", kind, "binary"), engine.binary),
+            python=resolver.binary(("engines", kind, "python"), engine.python),
+        )
         for kind, engine in declaration.engines.items()
     }
     models = {name: resolver.model(name, model) for name, model in declaration.models.items()}
@@ -40,6 +43,7 @@ class _Resolver:
             model,
             weights=self.path(("models", name, "weights"), model.weights),
             binary=self.binary(("models", name, "binary"), model.binary),
+            python=self.binary(("models", name, "python"), model.python),
             command=command,
         )
 

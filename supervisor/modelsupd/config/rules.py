@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from modelsupd.config.words import nearest
-from modelsupd.core.spec import NAME, DaemonSpec, ModelSpec, Problem, RestartPolicy
+from modelsupd.core.spec import NAME, DaemonSpec, Engine, EngineSpec, ModelSpec, Problem, RestartPolicy
 from modelsupd.engines.base import adapter
 
 Where = tuple[str, ...]
@@ -35,6 +35,20 @@ def daemon(spec: DaemonSpec) -> Iterator[Problem]:
         yield Problem(
             ("daemon", "log_level"), spec.log_level, f"must be one of {known}{nearest(spec.log_level, LOG_LEVELS)}"
         )
+
+
+def of_engine(kind: str) -> Callable[[EngineSpec], Iterator[Problem]]:
+    """Return the check of one `[engines.KIND]` entry."""
+
+    def check(spec: EngineSpec) -> Iterator[Problem]:
+        here = ("engines", kind)
+        if adapter(Engine(kind)).modules:
+            if spec.binary:
+                yield Problem((*here, "binary"), spec.binary, "is not for this engine, a Python package: set 'python'")
+        elif spec.python:
+            yield Problem((*here, "python"), spec.python, "is for engines in Python; this one is a 'binary'")
+
+    return check
 
 
 def of_model(name: str) -> Callable[[ModelSpec], Iterator[Problem]]:

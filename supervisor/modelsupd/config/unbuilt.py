@@ -8,8 +8,8 @@ from typing import Any
 from modelsupd.core.spec import Problem
 
 GATEWAY = "the gateway is not built yet; clients reach each engine at the endpoint that 'modelsupd status' shows"
-ENGINES = ("vllm", "llama-cpp-python")
-ENGINE = "this engine is not built yet; there are 'llama.cpp' and 'command'"
+ENGINES = ("vllm",)
+ENGINE = "this engine is not built yet; there are 'llama.cpp', 'llama-cpp-python' and 'command'"
 
 
 def of_model(where: tuple[str, ...], raw: Mapping[str, Any]) -> Iterator[Problem]:

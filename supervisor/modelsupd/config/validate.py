@@ -44,7 +44,7 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
             problems.append(Problem(here, value, refused))
             continue
         table = _table(here, value, problems)
-        if table is not None and (engine := _entry(EngineSpec, here, table, problems)):
+        if table is not None and (engine := _entry(EngineSpec, here, table, problems, rules.of_engine(kind))):
             engines[kind] = engine
     models = {}
     for name, value in sections["models"].items():

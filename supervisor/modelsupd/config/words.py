@@ -84,7 +84,7 @@ def unknown_section(key: str, known: Sequence[str]) -> str:
 
 def refused_engine(kind: str, value: object) -> str:
     """Return why an `[engines.KIND]` entry is refused, or nothing."""
-    if kind == Engine.LLAMA_CPP:
+    if kind in (Engine.LLAMA_CPP, Engine.LLAMA_CPP_PYTHON):
         return ""
     if kind in unbuilt.ENGINES:
         return unbuilt.ENGINE
@@ -92,7 +92,7 @@ def refused_engine(kind: str, value: object) -> str:
         return "engine 'command' has no binary of its own: the 'command' of each model names it"
     if kind == "llama" and isinstance(value, dict) and "cpp" in value:
         return 'a name with a dot needs quotes: write [engines."llama.cpp"]'
-    return f"unknown engine{nearest(kind, (Engine.LLAMA_CPP, *unbuilt.ENGINES))}"
+    return f"unknown engine{nearest(kind, (Engine.LLAMA_CPP, Engine.LLAMA_CPP_PYTHON, *unbuilt.ENGINES))}"
 
 
 def of_pydantic(cls: type, where: Where, raw: Mapping[str, Any], error: pydantic.ValidationError) -> Iterator[Problem]:

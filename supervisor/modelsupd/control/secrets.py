@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from modelsupd.errors import may_be_secret
 
@@ -24,6 +25,15 @@ def masked_argv(argv: Sequence[str]) -> list[str]:
             shown.append(f"{flag}={MASK}")
         else:
             shown.append(MASK if _is_secret(before) and not word.startswith("--") else word)
+    return shown
+
+
+def shown_spec(spec: Mapping[str, Any], env: Mapping[str, str], *, reveal: bool) -> dict[str, Any]:
+    """Return a model's declaration as it is shown; its variables have the values that they have in `env`."""
+    shown = {**spec, "env": {name: env.get(name, MASK) for name in spec["env"]}}
+    if not reveal:
+        shown["command"] = masked_argv(spec["command"])
+        shown["args"] = {name: MASK if may_be_secret(("", "", name)) else value for name, value in spec["args"].items()}
     return shown
 
 

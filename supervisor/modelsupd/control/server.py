@@ -26,7 +26,7 @@ import structlog
 from aiohttp import web
 
 from modelsupd.control.port import Port, Refused
-from modelsupd.control.secrets import MASK, masked_argv, masked_names
+from modelsupd.control.secrets import MASK, masked_argv, masked_names, shown_spec
 from modelsupd.control.status import document
 from modelsupd.control.wire import SOCKET_NAME, VERBS
 from modelsupd.core.fleet import UnknownTarget, targets
@@ -141,12 +141,11 @@ class _Server:
 
     def _shown(self, replica: Replica, *, reveal: bool) -> dict[str, Any]:
         launch = self._port.launch_plan(replica.name)
-        spec = dataclasses.asdict(replica.spec)
         masked = masked_names(launch.env, {*launch.secret_names, *replica.spec.env})
         env = {name: MASK if name in masked and not reveal else value for name, value in launch.env.items()}
         # Whoever runs the command by hand must not carry the mark by which leftovers of a run are found and ended.
         env.pop(RUN_MARK, None)
-        spec["env"] = {name: env.get(name, MASK) for name in spec["env"]}
+        spec = shown_spec(dataclasses.asdict(replica.spec), env, reveal=reveal)
         argv = list(launch.argv) if reveal else masked_argv(launch.argv)
         return {
             "name": replica.name,

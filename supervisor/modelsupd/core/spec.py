@@ -37,6 +37,7 @@ class Engine(StrEnum):
     """A kind of backend."""
 
     LLAMA_CPP = "llama.cpp"
+    LLAMA_CPP_PYTHON = "llama-cpp-python"
     COMMAND = "command"
 
 
@@ -73,7 +74,7 @@ class HealthLimits:
     start_stall_s: float = _limit(300.0, "a start without any progress for this long has stalled", gt=0)
     start_limit_s: float = _limit(3600.0, "hard cap on one start, progress or not", gt=0)
     probe_request: ProbeRequest | None = _limit(
-        None, "request that proves generation; by default 'completion' for llama.cpp, 'chat' for command"
+        None, "request that proves generation; by default 'chat' for command, else 'completion'"
     )
     probe_tokens: int = _limit(4, "tokens that a generation probe asks for", gt=0)
     alive_path: str | None = _limit(
@@ -127,12 +128,13 @@ class ModelSpec:
     """A `[models.NAME]` entry: what clients ask for, and how it is run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-    engine: Engine = field(metadata={"doc": "kind of backend: llama.cpp | command"})
+    engine: Engine = field(metadata={"doc": "kind of backend: llama.cpp | llama-cpp-python | command"})
     weights: str | None = _limit(None, "path of a local file or folder, relative to models.toml")
     command: tuple[str, ...] = _limit(
         (), "for engine = command: the argv; {socket}, or {host} and {port}, {weights} and {model} are filled in"
     )
     binary: str | None = _limit(None, "the engine's binary, over [engines]")
+    python: str | None = _limit(None, "the interpreter whose environment holds the engine, over [engines]")
     aliases: tuple[str, ...] = _limit((), "further names by which clients may ask for it")
     replicas: int = _limit(1, "how many copies run", ge=1, le=512)
     gpus: int = _limit(0, "GPUs per replica", ge=0)
@@ -155,6 +157,9 @@ class EngineSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     binary: str | None = _limit(None, "path of the engine's binary; by default found on PATH")
+    python: str | None = _limit(
+        None, "for an engine that is a Python package: the interpreter whose environment holds it; by default our own"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

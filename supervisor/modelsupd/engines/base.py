@@ -80,11 +80,18 @@ class Adapter(Protocol):
 
     kind: Engine
 
+    #: What the interpreter that runs it must be able to import; empty for an engine that is a program.
+    modules: tuple[str, ...]
+
+    #: What its log says, with a count other than 0, for each request that was served; None where its probes tell, or
+    #: nothing does. With it the engine writes no byte to a connection that is open for longer but what it generated.
+    served: re.Pattern[str] | None
+
     def problems(self, name: str, spec: ModelSpec) -> list[Problem]:
         """Return everything in `spec` that this engine cannot be run with; paths are relative to the model."""
 
     def binary(self, spec: ModelSpec, engine: EngineSpec | None) -> str:
-        """Return the engine's program as declared: a path, or a name to be found on PATH."""
+        """Return the engine's program as declared: a path, a name to be found on PATH, or "" for our interpreter."""
 
     def command(self, name: str, spec: ModelSpec, *, binary: str, weights: str | None) -> Command:
         """Return how to start it, with `binary` and `weights` as resolved paths."""
@@ -106,8 +113,13 @@ def adapter(kind: Engine) -> Adapter:
     """Return the adapter of that kind of engine."""
     from modelsupd.engines.command import CommandAdapter  # noqa: PLC0415 - the adapters themselves import this module
     from modelsupd.engines.llama_cpp import LlamaCppAdapter  # noqa: PLC0415 - the same
+    from modelsupd.engines.llama_cpp_python import LlamaCppPythonAdapter  # noqa: PLC0415 - the same
 
-    adapters: dict[Engine, Adapter] = {Engine.LLAMA_CPP: LlamaCppAdapter(), Engine.COMMAND: CommandAdapter()}
+    adapters: dict[Engine, Adapter] = {
+        Engine.LLAMA_CPP: LlamaCppAdapter(),
+        Engine.LLAMA_CPP_PYTHON: LlamaCppPythonAdapter(),
+        Engine.COMMAND: CommandAdapter(),
+    }
     return adapters[kind]
 
 
@@ -190,6 +202,11 @@ def count_tokens(answer: Mapping[str, Any]) -> tuple[int, str]:
     if any(_has_text(choice) for choice in choices):
         return 1, "piece of text generated, tokens not counted by the engine"
     vectors = [item.get("embedding") for item in _mappings(answer.get("data"))]
+    # Without pooling there is one vector per token, and the first one stands for all.
+    vectors = [
+        vector[0] if isinstance(vector, list) and vector and isinstance(vector[0], list) else vector
+        for vector in vectors
+    ]
     sizes = [len(vector) for vector in vectors if isinstance(vector, list) and vector and all(map(_is_number, vector))]
     if sizes:
         return 1, f"embedding of {sizes[0]} numbers"

@@ -53,11 +53,13 @@ class CommandAdapter:
     """The adapter of a server of the operator's own."""
 
     kind = Engine.COMMAND
+    modules: tuple[str, ...] = ()
+    served: re.Pattern[str] | None = None
 
     def problems(self, name: str, spec: ModelSpec) -> list[Problem]:  # noqa: ARG002 - the protocol's signature
         """Return what such a server cannot be run with."""
         found = common_problems(spec)
-        for setting, value in (("args", dict(spec.args)), ("binary", spec.binary)):
+        for setting, value in (("args", dict(spec.args)), ("binary", spec.binary), ("python", spec.python)):
             if value:
                 found.append(Problem((setting,), value, "is not for engine = 'command': write it into 'command'"))
         if not spec.command or not spec.command[0]:

@@ -96,6 +96,8 @@ class LlamaCppAdapter:
     """The adapter of `llama-server`."""
 
     kind = Engine.LLAMA_CPP
+    modules: tuple[str, ...] = ()
+    served: re.Pattern[str] | None = None
 
     def problems(self, name: str, spec: ModelSpec) -> list[Problem]:  # noqa: ARG002 - the protocol's signature
         """Return what llama-server cannot be run with."""
@@ -104,6 +106,8 @@ class LlamaCppAdapter:
             found.append(Problem(("weights",), spec.weights, "must name the GGUF file that llama-server loads"))
         if spec.command:
             found.append(Problem(("command",), spec.command, "is for engine = 'command'; flags go into [args]"))
+        if spec.python:
+            found.append(Problem(("python",), spec.python, "is for engines in Python; llama-server is a 'binary'"))
         found += _argument_problems(spec)
         wants_embedding = _embeds(spec)
         if spec.health.probe_request is ProbeRequest.EMBEDDING and not wants_embedding:

@@ -43,7 +43,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.fleet import is_gone
 from modelsupd.core.phases import Replica, phase_name
-from modelsupd.core.record import durable, plain_event
+from modelsupd.core.record import durable, plain_event, same
 from modelsupd.core.replica import InvalidTransition, deadline, fail_internally, step
 from modelsupd.errors import Refused
 from modelsupd.runtime.journal import Unwritable
@@ -105,6 +105,7 @@ class _Lane:
 
     inbox: deque[tuple[Event, asyncio.Future[None] | None]] = field(default_factory=deque)
     busy: bool = False
+    busy_since: float = 0.0
     timer: asyncio.TimerHandle | None = None
     story: deque[str] = field(default_factory=lambda: deque(maxlen=STORY_LENGTH))
 
@@ -132,7 +133,7 @@ class Driver:
         self._lanes: dict[str, _Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._seen_at = self._loop.time()
+        self._seen_at = self._began_at = self._loop.time()
         self._changed = asyncio.Event()
         self._heart = self._loop.call_later(HEARTBEAT_S, self._beat)
         self._behind: set[str] = set()
@@ -162,7 +163,8 @@ class Driver:
     def introduce(self, replica: Replica, actions: Iterable[Action], word: str, *, existed: bool) -> None:
         """Take in a replica that no event led to: new in the configuration, or one that `existed` and was recovered."""
         lane = self._lanes[replica.name] = _Lane()
-        lane.busy = True
+        # What was recovered was last looked at when this daemon began; since then it waited for others.
+        lane.busy, lane.busy_since = True, self._began_at if existed else self._loop.time()
         if existed:
             self.replicas[replica.name] = replica
         body = {"event": {"type": word}}
@@ -202,7 +204,7 @@ class Driver:
                 if done is not None and not done.done():
                     done.set_result(None)
                 continue
-            lane.busy = True
+            lane.busy, lane.busy_since = True, self._loop.time()
             body = {"event": plain_event(event)}
             self._run(self._commit(name, before, after, actions, (event, done), body))
         self._arm(name, lane)
@@ -237,15 +239,21 @@ class Driver:
             if done is not None:
                 if not done.done():
                     done.set_exception(Refused(f"cannot take commands now: {NOT_WRITABLE}: {error.why}"))
-                lane.busy = False
-                self._pump(name, lane)
+                self._go_on(name, lane)
                 return
             log.warning("record lost", replica=name, error=error.why, why=after.reason)
-        lane.busy = False
         self._publish(name, before, after, event)
         self._act(lane, after, actions)
         if done is not None and not done.done():
             done.set_result(None)
+        self._go_on(name, lane)
+
+    def _go_on(self, name: str, lane: _Lane) -> None:
+        """Take the next event after a record; what was not looked at while a slow disk took it is no evidence."""
+        lane.busy = False
+        waited_s = self._loop.time() - lane.busy_since
+        if waited_s > LAG_LIMIT_S and self._lanes.get(name) is lane:
+            lane.inbox.appendleft((Lagged(waited_s), None))
         self._pump(name, lane)
 
     async def _record(self, replica: Replica, body: dict[str, Any]) -> None:
@@ -358,7 +366,7 @@ class Driver:
 def _must_record(before: Replica, after: Replica, actions: tuple[Action, ...]) -> bool:
     if any(not isinstance(action, Probe | Recheck) for action in actions):
         return True
-    return after is not before and durable(after) != durable(before)
+    return after is not before and not same(before, after)
 
 
 def failed_effect(action: Action, error: Exception, replica: Replica) -> Event | None:  # noqa: PLR0911 - one case an action

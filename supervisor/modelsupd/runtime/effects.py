@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.phases import Replica, Spawning
 from modelsupd.core.spec import EngineSpec
-from modelsupd.engines.base import adapter
+from modelsupd.engines.base import Adapter, adapter
+from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
 from modelsupd.runtime.inputs import look
 from modelsupd.runtime.probe import probe
 from modelsupd.runtime.process import (
@@ -59,6 +61,7 @@ class RuntimeEffects:
         self._engines = engines
         self._oom_kills: dict[tuple[str, int], int] = {}
         self._binaries: dict[str, str] = {}
+        self._deliveries = Deliveries()
 
     async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: PLR0911 - one case an action
         """Carry out one action."""
@@ -109,7 +112,7 @@ class RuntimeEffects:
         """Return how a run of the replica is started; the program is the one found when it was last resolved."""
         spec = replica.spec
         engine = adapter(spec.engine)
-        binary = self._binaries.get(replica.name) or engine.binary(spec, self._engine(replica))
+        binary = self._binaries.get(replica.name) or engine.binary(spec, self._engine(replica)) or sys.executable
         command = engine.command(replica.model, spec, binary=binary, weights=spec.weights)
         return Launch(
             replica=replica.name,
@@ -125,6 +128,7 @@ class RuntimeEffects:
 
     async def _watch(self, replica: Replica, run: int) -> Event:
         ended = await self._processes.wait(replica.name, run)
+        self._deliveries.forget(replica.name, run)
         tail = self._processes.log_tail(replica.name, run)
         failure = adapter(replica.spec.engine).classify(ended.exit, tail)
         ooms_before = self._oom_kills.pop((replica.name, run), None)
@@ -170,9 +174,23 @@ class RuntimeEffects:
             sampler.cancel()
         if kind is ProbeKind.START and outcome is Outcome.TOKENS and not self._processes.listener_is_ours(process):
             outcome, evidence = Outcome.FAILED, f"{process.endpoint} is answered by a process that is not ours"
+        if delivered is None and (kind is not ProbeKind.START or outcome is Outcome.TOKENS):
+            delivered = self._delivered(engine, replica, action, outcome)
         last = self._processes.vitals(replica.name, run) if first or kind is ProbeKind.START else TreeVitals()
         before = _vitals(first[0] if first else last)
         return Probed(run, kind, outcome, evidence, before, _vitals(last, delivered, in_flight), took_s)
+
+    def _delivered(self, engine: Adapter, replica: Replica, action: Probe, outcome: Outcome) -> int | None:
+        """Return a counter made of what is seen from outside, for an engine that is known to show it there."""
+        if engine.served is None or replica.process is None:
+            return None
+        tail = self._processes.log_tail(replica.name, action.run, LOG_TAIL_BYTES)
+        return self._deliveries.count(
+            (replica.name, action.run),
+            [line for line in tail.splitlines() if engine.served.search(line)],
+            acknowledged(replica.process.endpoint),
+            probed=action.kind is not ProbeKind.ALIVE and outcome in (Outcome.TOKENS, Outcome.NO_TOKENS),
+        )
 
 
 def _vitals(tree: TreeVitals, delivered: int | None = None, in_flight: int | None = None) -> Vitals:

@@ -17,7 +17,7 @@ _NAME_BYTES = 200  # of the 255 that a file name may have, some are left for the
 
 
 class LockedError(Exception):
-    """Another daemon, or a command that needs the directory for itself, holds it."""
+    """A directory cannot be had for oneself: another daemon or command holds it, or other users may write to it."""
 
 
 def make_private(directory: Path) -> Path:
@@ -48,8 +48,12 @@ def runs_in_state(state_dir: Path, replica: str) -> list[int]:
 
 
 def hold(directory: Path) -> int:
-    """Take `directory/lock` for as long as the returned descriptor is open; raises LockedError, naming the holder."""
+    """Take `directory/lock` for as long as the returned descriptor is open; raises LockedError, naming the holder.
+
+    It is raised too where another user could put something else in the place of what a daemon keeps there.
+    """
     make_private(directory)
+    _refuse_shared(directory)
     path = directory / "lock"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -57,11 +61,20 @@ def hold(directory: Path) -> int:
     except BlockingIOError:
         holder = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
         os.close(fd)
-        raise LockedError(f"cannot lock {str(path)!r}: pid {holder} holds it") from None
+        raise LockedError(f"cannot lock {str(path)!r}: pid {holder} holds it; stop that first") from None
     with contextlib.suppress(OSError):  # the pid is for people; a full disk must not stop a start
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _refuse_shared(directory: Path) -> None:
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        owner = f"it belongs to uid {status.st_uid}, who could replace what is in it"
+        raise LockedError(f"cannot use {str(directory)!r}: {owner}; run this as that user")
+    if status.st_mode & 0o002:
+        raise LockedError(f"cannot use {str(directory)!r}: every user can write to it; chmod it to 700")
 
 
 def _short(replica: str) -> str:

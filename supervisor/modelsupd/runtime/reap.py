@@ -14,7 +14,7 @@ from modelsupd.runtime.process import Found, Processes
 
 
 class ReapRefusedError(Exception):
-    """A daemon runs on these directories; its engines are its own."""
+    """A daemon runs on these directories, and its engines are its own; or they are not ours alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def reap(runtime_dir: Path, state_dir: Path, *, term_timeout_s: float, report: C
             try:
                 locks.callback(os.close, paths.hold(directory))
             except paths.LockedError as error:
-                raise ReapRefusedError(f"cannot reap: {error}; stop that daemon instead") from error
+                raise ReapRefusedError(f"cannot reap: {error}") from error
         return asyncio.run(_reap(Processes(runtime_dir, state_dir), term_timeout_s, report))
 
 

@@ -21,6 +21,7 @@ class Notifier:
         watchdog_usec = environment.pop("WATCHDOG_USEC", None)
         watchdog_pid = environment.pop("WATCHDOG_PID", None)
         mine = watchdog_pid is None or watchdog_pid == str(os.getpid())
+        self._status = ""
         self.watchdog_s = int(watchdog_usec) / 1e6 if watchdog_usec and mine else None
 
     def tell(self, **fields: str | int) -> None:
@@ -35,6 +36,12 @@ class Notifier:
                 channel.sendall(message.encode())
             except OSError:
                 return
+
+    def status(self, words: str) -> None:
+        """Send the line that `systemctl status` shows, if it is another one than the last."""
+        if words != self._status:
+            self.tell(STATUS=words)
+            self._status = words
 
     def extend(self, by_s: float) -> None:
         """Ask for this much more time before the service manager loses patience."""

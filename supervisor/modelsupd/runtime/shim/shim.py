@@ -81,7 +81,9 @@ def write_json(path: str, value: dict[str, Any]) -> None:
     """
     fd = os.open(f"{path}.tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, json.dumps(value).encode())
+        left = json.dumps(value).encode()
+        while left:  # a disk with room for a part of it takes that part, and says why not the rest when asked again
+            left = left[os.write(fd, left) :]
     finally:
         os.close(fd)
     os.rename(f"{path}.tmp", path)
@@ -325,7 +327,8 @@ class Shim:
         path = f"{self._spec['state']}/exit.json"
         fd, self._exit_fd = self._exit_fd, -1
         try:
-            os.pwrite(fd, text, 0)
+            if os.pwrite(fd, text, 0) < len(text):
+                return False
             os.ftruncate(fd, len(text))
             os.rename(f"{path}.tmp", path)
         except OSError:

@@ -30,11 +30,16 @@ class Stat(NamedTuple):
     reaped_cpu: int
     start: int
     rss: int
+    threads: int
 
     @property
     def dead(self) -> bool:
-        """Whether it only waits to be reaped: a zombie runs no more and holds no memory."""
-        return self.state in _DEAD
+        """Whether it only waits to be reaped: such a zombie runs no more and holds no memory.
+
+        The state is the first thread's. Another may live on where SIGKILL does not reach it, in a driver that hangs,
+        and with it all that the process holds.
+        """
+        return self.state in _DEAD and self.threads <= 1
 
 
 def read_file(path: str) -> bytes | None:
@@ -70,6 +75,7 @@ def stat(pid: int) -> Stat | None:
         reaped_cpu=int(rest[13]) + int(rest[14]),
         start=int(rest[19]),
         rss=int(rest[21]),
+        threads=int(rest[17]),
     )
 
 

@@ -1,0 +1,35 @@
+"""`python bench NAME [--runs N]`: measures one figure against its peers or its floor, in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+#: Figure → what it shows. Each is a module beside this one, with `main(runs)`.
+FIGURES = {
+    "restart": "SIGKILL of an engine until its replacement has exec'd, against other supervisors",
+    "readiness": "the moment from which an engine could serve until it is called ready",
+    "detection": "an engine's end until it is known, of spawned and of adopted runs",
+    "idle": "CPU and memory of daemon and shims while nothing happens but probes",
+    "journal": "append with sync, group commit, and reading a long history",
+    "commands": "`modelsupd status` against an interpreter that does nothing",
+    "recovery": "kill -9 of a daemon with live runs until the next one has adopted them and answers",
+}
+
+
+def main() -> None:
+    """Run the figures that are named, all of them without names."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("figure", nargs="*", choices=[[], *FIGURES], help="; ".join(map(": ".join, FIGURES.items())))
+    parser.add_argument("--runs", type=int, default=0, help="repetitions, or minutes for idle; 0: the figure's own")
+    asked = parser.parse_args()
+    sys.path[1:1] = [str(Path(__file__).parent.parent / "tests")]
+    for name in asked.figure or FIGURES:
+        importlib.import_module(name).main(asked.runs)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

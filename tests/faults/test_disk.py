@@ -1,0 +1,151 @@
+"""Disks that are full, slow, short of inodes or broken, below a daemon that supervises."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hosts import Host, fake_model, host
+from injecting import limited, strace
+from waiting import until
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def seconds(of: float) -> float:
+    return time.monotonic() - of
+
+
+def slowest_status_s(daemon: Host, times: int) -> float:
+    slowest_s = 0.0
+    for _ in range(times):
+        asked_at = time.monotonic()
+        daemon.client.status()
+        slowest_s = max(slowest_s, seconds(asked_at))
+    return slowest_s
+
+
+def test_a_slow_sync_holds_up_what_waits_for_it_and_nothing_else(place: Path) -> None:
+    """300 ms a sync: a restart takes that much longer for each of its records, and `status` does not."""
+    with host(place, fake_model() + fake_model("other")) as daemon:
+        first = daemon.until_phase("ready")
+        other = daemon.until_phase("ready", name="other/0")
+        assert daemon.daemon is not None
+        with strace(daemon.daemon.pid, place, "fdatasync:delay_enter=300000") as said:
+            os.kill(first["pid"], signal.SIGKILL)
+            killed_at = time.monotonic()
+            until(lambda: daemon.replica()["phase"] != "ready")
+            assert slowest_status_s(daemon, 20) < 0.25
+            again = daemon.until_phase("ready", run=2)
+            took_s = seconds(killed_at)
+        assert "fdatasync" in said.read_text()
+        assert 0.6 < took_s < 6
+        assert again["restarts"] == 1
+        assert daemon.replica("other/0")["pid"] == other["pid"]
+
+
+@pytest.mark.parametrize("which", ["1", "2", "3+4"])
+def test_a_sync_that_fails_is_not_taken_for_done_and_supervision_goes_on(place: Path, which: str) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        assert daemon.daemon is not None
+        with strace(daemon.daemon.pid, place, f"fdatasync:error=EIO:when={which}") as said:
+            os.kill(first["pid"], signal.SIGKILL)
+            daemon.until_phase("ready", run=2)
+            until(lambda: "INJECTED" in said.read_text())
+        until(lambda: daemon.client.status()["daemon"]["journal"]["read_only"] is None)
+        assert daemon.run("restart", "m").returncode == 0
+        assert daemon.run("journal", "verify").returncode == 0
+        assert [record["seq"] for record in daemon.records() if record["kind"] != "snapshot"] == list(
+            range(1, daemon.client.status()["daemon"]["journal"]["seq"] + 1)
+        )
+
+
+@pytest.mark.parametrize("spare_bytes", [0, 1, 50, 700])
+def test_a_write_that_stops_short_leaves_no_half_record(place: Path, spare_bytes: int) -> None:
+    """RLIMIT_FSIZE: the kernel takes what still fits, and says EFBIG to the rest."""
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        assert daemon.daemon is not None
+        [segment] = (daemon.state / "journal").glob("*.seg")
+        with limited(daemon.daemon.pid, resource.RLIMIT_FSIZE, segment.stat().st_size + spare_bytes):
+            os.kill(first["pid"], signal.SIGKILL)
+            again = daemon.until_phase("ready", run=2)
+            assert daemon.client.status()["daemon"]["state"] == "running"
+        until(lambda: daemon.client.status()["daemon"]["journal"]["read_only"] is None)
+        assert daemon.run("restart", "m").returncode == 0
+        assert daemon.replica()["pid"] != again["pid"]
+        assert daemon.run("journal", "verify").returncode == 0
+
+
+@contextmanager
+def on_disk(place: Path, mount: str, namespace: list[str]) -> Iterator[tuple[Host, Path]]:
+    """Yield a daemon whose state directory is a file system of its own, and that directory as seen from here."""
+    (place / "state").mkdir()
+    if subprocess.run([*namespace, "sh", "-c", mount], check=False, capture_output=True).returncode != 0:
+        pytest.skip(f"cannot mount here: {mount}")
+    with host(place, fake_model(), start=False) as daemon:
+        daemon.start(wrapped=[*namespace, "sh", "-c", f'{mount} && exec "$@"', "sh"])
+        assert daemon.daemon is not None
+        yield daemon, Path(f"/proc/{daemon.daemon.pid}/root{place}/state")
+        assert daemon.stop() == 0
+
+
+def until_no_space(make: object) -> None:
+    """Call `make` until there is no space for more."""
+    assert callable(make)
+    try:
+        while True:
+            make()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
+def test_a_full_ext4(place: Path) -> None:
+    """Blocks are given out late there, so that a write that was taken may not fit; the reserve must be real blocks."""
+    if os.getuid() != 0 or not shutil.which("mkfs.ext4"):
+        pytest.skip("needs root and mkfs.ext4, for a loop device")
+    image = place / "disk"
+    with image.open("wb") as file:
+        file.truncate(24 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
+    mount = f"mount -o loop,nosuid {image} {place}/state && chmod 700 {place}/state"
+    with on_disk(place, mount, ["unshare", "--mount"]) as (daemon, state):
+        first = daemon.until_phase("ready")
+        with (state / "filler").open("wb", buffering=0) as filler:
+            until_no_space(lambda: filler.write(b"\0" * 4096))
+            os.fsync(filler.fileno())
+        os.kill(first["pid"], signal.SIGKILL)
+        again = daemon.until_phase("ready", run=2)
+        refused = daemon.run("stop", "m")
+        assert refused.returncode == 1
+        assert "no space left on device" in refused.stderr
+        assert daemon.replica()["pid"] == again["pid"]
+        (state / "filler").unlink()
+        until(lambda: daemon.run("stop", "m").returncode == 0, what="space is found again")
+
+
+def test_no_inodes_left(place: Path) -> None:
+    """A run is started without a log of its own rather than not at all."""
+    mount = f"mount -t tmpfs -o size=8m,nr_inodes=64,mode=0700 none {place}/state"
+    with on_disk(place, mount, NAMESPACE) as (daemon, state):
+        first = daemon.until_phase("ready")
+        numbers = iter(range(1000))
+        until_no_space(lambda: (state / f"filler{next(numbers)}").touch())
+        os.kill(first["pid"], signal.SIGKILL)
+        daemon.until_phase("ready", run=2)
+        for filler in state.glob("filler*"):
+            filler.unlink()
+        assert daemon.run("restart", "m").returncode == 0
+        assert daemon.until_phase("ready", run=3)["run"] == 3

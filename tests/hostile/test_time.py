@@ -1,0 +1,136 @@
+"""Time that is not to be trusted: a wall clock that jumps, and a machine on which nobody gets any CPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from hosts import QUICK, Host, fake_model, host, whys
+from waiting import until
+
+SOURCE = Path(__file__).parent / "skewed_clock.c"
+HOUR_S = 3600
+DAY_S = 24 * HOUR_S
+
+
+class Clock:
+    """The wall clock of a daemon that is started with `env`."""
+
+    def __init__(self, place: Path) -> None:
+        compiler = shutil.which("cc")
+        if compiler is None:
+            pytest.skip("needs a C compiler, to put another clock in front of a program")
+        self._file = place / "offset"
+        self.set(0)
+        library = place / "skewed_clock.so"
+        flags = ["-O1", "-Wall", "-Werror", "-shared", "-fPIC", f'-DOFFSET_FILE="{self._file}"']
+        subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE)], check=True)
+        self.env = {"LD_PRELOAD": str(library)}
+
+    def set(self, offset_s: int) -> None:
+        """Set the clock that many seconds ahead of the true time."""
+        with self._file.open("r+b" if self._file.exists() else "w+b") as file:
+            file.write(offset_s.to_bytes(8, sys.byteorder, signed=True))
+
+
+def told(daemon: Host) -> list[datetime]:
+    """Return the wall times of the journal's records, in their order."""
+    return [datetime.fromisoformat(record["wall"]) for record in daemon.records() if record["kind"] != "snapshot"]
+
+
+def quiet(daemon: Host, for_s: float) -> None:
+    """Let time pass in which nothing may happen."""
+    before = daemon.client.status()
+    from_s = time.monotonic()
+    until(lambda: time.monotonic() - from_s > for_s, what="time for several probes")
+    after = daemon.client.status()
+    assert after["daemon"]["journal"]["seq"] == before["daemon"]["journal"]["seq"], whys(daemon)
+
+
+@pytest.mark.parametrize("jump_s", [-HOUR_S, DAY_S, -DAY_S])
+def test_a_wall_clock_that_jumps_changes_nothing(place: Path, jump_s: int) -> None:
+    clock = Clock(place)
+    waiting = fake_model("w", "--exit-after-requests", "0").replace("backoff_initial_s = 0.05", "backoff_initial_s = 30")
+    with host(place, fake_model() + waiting, start=False) as daemon:
+        daemon.start(env=clock.env)
+        first = daemon.until_phase("ready")
+        daemon.until_phase("backoff", name="w/0")
+        clock.set(jump_s)
+        # No verdict, no restart, and a pause that was under way is neither over nor longer.
+        quiet(daemon, 1.0)
+        assert daemon.replica()["pid"] == first["pid"]
+        assert daemon.replica("w/0")["phase"] == "backoff"
+        os.kill(first["pid"], signal.SIGKILL)
+        killed_at = time.monotonic()
+        again = daemon.until_phase("ready", run=2)
+        assert time.monotonic() - killed_at < 5
+        # The proof that the daemon's clock did jump, and that the journal is read all the same.
+        jumped = told(daemon)[-1] - datetime.now(UTC)
+        assert abs(jumped - timedelta(seconds=jump_s)) < timedelta(minutes=1)
+        assert daemon.run("why", "m").returncode == 0
+        assert daemon.run("journal", "verify").returncode == 0
+        # A daemon that starts on the changed clock adopts what the other one left, and goes on with what waits.
+        daemon.stop(signal.SIGKILL)
+        daemon.start(env=clock.env)
+        assert daemon.until_phase("ready")["pid"] == again["pid"]
+        assert daemon.replica("w/0")["phase"] == "backoff"
+        clock.set(0)
+        quiet(daemon, 1.0)
+        assert daemon.stop() == 0
+
+
+@contextmanager
+def busy(core: int) -> Iterator[None]:
+    """Use all there is of one core."""
+    burner = subprocess.Popen(
+        ["taskset", "-c", str(core), sys.executable, "-IS", "-c", "while True: pass"], stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        burner.kill()
+        burner.wait()
+
+
+def test_an_engine_that_is_slow_because_nobody_gets_cpu_is_not_judged(place: Path) -> None:
+    """Daemon and engine get the three thousandth part of a core that is left over: answers come late, but they come."""
+    if not shutil.which("chrt") or not shutil.which("taskset"):
+        pytest.skip("needs chrt and taskset (util-linux), to take CPU away")
+    core = max(os.sched_getaffinity(0))
+    limits = QUICK.replace("hang_after_s = 2", "hang_after_s = 3").replace("probe_timeout_s = 1", "probe_timeout_s = 2")
+    with host(place, fake_model(limits=limits), start=False) as daemon:
+        daemon.start(wrapped=["chrt", "--idle", "0", "taskset", "-c", str(core)])
+        first = daemon.until_phase("ready")
+        with busy(core):
+            from_s = time.monotonic()
+            until(lambda: time.monotonic() - from_s > 5, what="time in which a verdict would fall")
+        daemon.until_phase("ready", timeout_s=20)
+        assert daemon.replica()["pid"] == first["pid"], whys(daemon)
+        assert daemon.replica()["restarts"] == 0
+
+
+def test_a_daemon_that_only_now_and_then_gets_cpu_gives_no_verdict(place: Path) -> None:
+    """Stopped for longer than hang_after_s and woken for a moment, again and again: each gap counts as none."""
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        for _ in range(2):
+            daemon.send(signal.SIGSTOP)
+            from_s = time.monotonic()
+            until(lambda from_s=from_s: time.monotonic() - from_s > 2.5, what="longer than hang_after_s")  # type: ignore[misc]  # mypy cannot type a lambda's default
+            daemon.send(signal.SIGCONT)
+            from_s = time.monotonic()
+            until(lambda from_s=from_s: time.monotonic() - from_s > 0.03, what="a moment")  # type: ignore[misc]  # the same
+        until(lambda: daemon.said().count("got no CPU") >= 2)
+        quiet(daemon, 1.0)
+        assert daemon.replica()["pid"] == first["pid"]
+        assert daemon.replica()["restarts"] == 0
