@@ -58,7 +58,14 @@ engines: $(READY) ## provide llama-server and llama-cpp-python, built once and k
 
 .PHONY: sim
 sim: $(READY) ## the simulator on SEEDS=1000 seeds
-	MODELSUPD_SIM_SEEDS=$(SEEDS) $(PY) -m pytest -n 2 tests/sim
+	cd tests && ../$(PY) -m sim --seeds $(SEEDS)
+
+.PHONY: bench
+bench: $(READY) ## measure every figure of docs/performance.md (half an hour); one alone: make bench-restart
+	$(PY) bench
+
+bench-%: $(READY)
+	$(PY) bench $*
 
 .PHONY: lint
 lint: $(READY) ## ruff and mypy --strict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,9 @@ from typing import Any
 from modelsupd.control.client import Client, NoDaemon, Unanswered
 from modelsupd.runtime.journal import history
 from waiting import until
+
+#: A mount namespace of the test's own, for root and for others.
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 FAKE = Path(__file__).parent / "fake_engine.py"
 
@@ -41,13 +46,14 @@ def fake_model(name: str = "m", *flags: str, extra: str = "", limits: str = QUIC
     return f"[models.{name}]\nengine = 'command'\ncommand = {json.dumps(command)}\n{extra}\n{limits.format(name=name)}"
 
 
-class Watched:
+class Watched(ABC):
     """A daemon seen through its admin API; `said` is its log."""
 
     client: Client
 
+    @abstractmethod
     def said(self) -> str:
-        raise NotImplementedError
+        """Return the daemon's log."""
 
     def answers(self) -> bool:
         try:
@@ -213,3 +219,13 @@ def first_token(client: socket.socket) -> None:
         if not piece:
             raise ConnectionError(f"no stream but {seen!r}")
         seen += piece
+
+
+def fill(path: Path) -> None:
+    """Write until there is no space left."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017 - any other error is the test's own

@@ -242,7 +242,7 @@ class Machine(Watched):
         return self.systemctl("show", "--value", f"--property={name}", "modelsupd")
 
     def said(self) -> str:
-        return self.run("journalctl", "--unit=modelsupd", "--boot", "--no-pager", "--lines=60", check=False).stdout
+        return self.run("journalctl", "--unit=modelsupd", "--no-pager", "--lines=60", check=False).stdout
 
     def alive(self, pid: int) -> bool:
         """Tell whether a process of the machine, by its number there, lives; a zombie does not."""

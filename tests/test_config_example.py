@@ -21,17 +21,17 @@ REPOSITORY = Path(__file__).parent.parent
 
 def test_the_example_can_be_used_as_it_is(tmp_path: Path) -> None:
     config = load(REPOSITORY / "models.toml", host=host(tmp_path, environ={"MODELSUPD_RUNTIME_DIR": "/run/m"}))
-    assert list(config.declaration.models) == ["tiny", "other"]
+    assert list(config.declaration.models) == ["tiny", "bound", "other"]
 
 
 def test_the_example_shows_every_setting_at_its_default() -> None:
     text = (REPOSITORY / "models.toml").read_text()
     shown = tomli.loads(re.sub(r"(?m)^#(?=[a-z_]+ = )", "", text))
-    tiny = shown["models"]["tiny"]
+    tiny, bound, other = (shown["models"][name] for name in ("tiny", "bound", "other"))
     expected = {
         ("daemon",): (DaemonSpec, shown["daemon"]),
-        ("models", "tiny"): (ModelSpec, {**tiny, "command": shown["models"]["other"]["command"]}),
-        ("engines", "llama.cpp"): (EngineSpec, shown["engines"]["llama.cpp"]),
+        ("models", "tiny"): (ModelSpec, {**tiny, "command": other["command"], "python": bound["python"]}),
+        ("engines",): (EngineSpec, {**shown["engines"]["llama.cpp"], **shown["engines"]["llama-cpp-python"]}),
     }
     for path, (cls, table) in expected.items():
         _compare(cls, table, path)
@@ -68,4 +68,4 @@ def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() ->
     assert model["properties"]["replicas"]["minimum"] == 1
     assert model["properties"]["replicas"]["maximum"] == 512
     assert made["$defs"]["HealthLimits"]["properties"]["probe_timeout_s"]["exclusiveMinimum"] == 0
-    assert made["$defs"]["Engine"]["enum"] == ["llama.cpp", "command"]
+    assert made["$defs"]["Engine"]["enum"] == ["llama.cpp", "llama-cpp-python", "command"]

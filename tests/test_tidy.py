@@ -52,10 +52,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "runtime.shim": "",
         "metrics": "core control errors",  # of control only the port, through which it reads what was published
         "narrator": "core",
+        "adoption": "core runtime",
         "control": "core errors",
         "gateway": "core errors",
         # `run` starts the daemon, `reap` and `journal` work without one; the other verbs speak with it.
-        "cli": "core engines errors config weights control daemon runtime.journal runtime.paths runtime.reap",
+        "cli": "core engines errors config weights control daemon narrator runtime.journal runtime.paths runtime.reap",
         "daemon": "*",
     }.items()
 }

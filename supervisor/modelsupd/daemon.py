@@ -1,6 +1,7 @@
 """`modelsupd run`: puts the parts together, recovers, serves, and goes as it is asked to.
 
-Three ways to go: SIGTERM or SIGINT drains and stops every engine (again: skip the drain; a third time: kill);
+Three ways to go: SIGTERM or SIGINT drains and stops every engine (again: skip the drain; a third time: kill; a fourth
+time: kill without waiting for the disk);
 SIGUSR1 leaves, engines untouched, for the next daemon to adopt; a crash does the same unasked.
 """
 
@@ -20,27 +21,27 @@ from typing import Any
 import structlog
 import uvloop
 
-from modelsupd import __version__
+from modelsupd import __version__, narrator
+from modelsupd.adoption import take_over
 from modelsupd.config import Config
 from modelsupd.control.port import LaunchPlan
 from modelsupd.control.server import serve as serve_control
 from modelsupd.core.events import Event, Halted, Hurried, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, all_still, fresh, plan, targets
-from modelsupd.core.phases import Clearing, Killing, Live, Ready, Replica
-from modelsupd.core.recovery import Boot, recover
+from modelsupd.core.phases import Clearing, Killing, Ready, Replica
+from modelsupd.core.recovery import Boot
 from modelsupd.core.spec import ModelSpec, launch_digest
 from modelsupd.engines.base import adapter
 from modelsupd.errors import ModelsupdError, Refused
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
-from modelsupd.narrator import Narrator, configure
 from modelsupd.runtime.driver import NOT_WRITABLE, Driver
 from modelsupd.runtime.effects import RuntimeEffects
 from modelsupd.runtime.identity import boot_id
 from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable, history
 from modelsupd.runtime.orphans import reap_orphans
 from modelsupd.runtime.paths import LockedError, hold
-from modelsupd.runtime.process import Found, Processes
+from modelsupd.runtime.process import Processes
 from modelsupd.runtime.systemd import Notifier
 
 log = structlog.get_logger("daemon")
@@ -51,8 +52,13 @@ ROUND_S = 1.0
 #: How much more time is asked of the service manager while engines are being stopped, in seconds.
 EXTEND_BY_S = 10.0
 
-#: How long processes that must not be are given to go, at start, in seconds.
-STRAY_TIMEOUT_S = 10.0
+#: How often the disk is looked at while nobody asks for anything, in seconds.
+DISK_LOOK_S = 5.0
+
+#: The signal after so many that asked to hurry is the last one waited for.
+LAST_WARNING = 2
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 #: Records that wait for one who follows the journal before it is given up, and those read from disk at a time.
 FOLLOWER_RECORDS = 10_000
@@ -66,16 +72,22 @@ def run(config: Config, reread: Callable[[], Config]) -> int:
 
     Raises ModelsupdError where it cannot start: another daemon holds a directory, the journal is damaged.
     """
-    configure(config.declaration.daemon.log_level)
-    held: list[int] = []
+    # A signal that comes before the loop takes them must wait for it, not end us in the middle.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    narrator.configure(config.declaration.daemon.log_level)
     try:
-        held.append(hold(config.state_dir))
-        held.append(hold(config.runtime_dir))
+        held = [hold(config.state_dir), hold(config.runtime_dir)]
         journal, reading = Journal.open(config.state_dir / "journal", config.declaration.daemon.journal)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(Daemon(config, reread, journal).main(reading))
-    except (LockedError, Damaged) as error:
+        daemon = Daemon(config, reread, journal)
+    except (LockedError, Damaged, OSError) as error:
         raise ModelsupdError(f"cannot start: {error}") from error
+    # No `with`: the end of a runner waits for every thread, and one may wait for a file system that is gone.
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    try:
+        return runner.run(daemon.main(reading))
+    except BaseException:
+        runner.close()
+        raise
     finally:
         for fd in held:
             os.close(fd)
@@ -95,22 +107,24 @@ class Daemon:
         self._reread = reread
         self._journal = journal
         self._notify = Notifier()
-        self._narrator = Narrator()
+        self._narrator = narrator.Narrator()
         self._processes = Processes(config.runtime_dir, config.state_dir)
         self._effects = RuntimeEffects(self._processes, lambda: self._config.declaration.engines)
         self._metrics = Metrics(self, self._processes)
         self._followers: set[asyncio.Queue[Mapping[str, Any]]] = set()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._leaving = False
+        self._looked_at = 0.0
+        self._fed_at = 0.0
         self._driver: Driver
 
     async def main(self, reading: Reading) -> int:
         """Recover, serve until a signal says otherwise, and go."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in _SIGNALS:
             loop.add_signal_handler(number, self._signals.put_nowait, number)
-        for warning in self._config.warnings:
-            log.warning(warning)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        self._warn()
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._journal.close)
             self._journal.on_sync = self._metrics.synced
@@ -119,10 +133,11 @@ class Daemon:
             boot = Boot(time.monotonic(), boot_id(), time.time() - time.monotonic())
             self._driver = Driver(self._journal, self._effects, self, wall=lambda: datetime.now(UTC), boot=boot.mark)
             stack.push_async_callback(self._driver.close)
-            await self._recover(reading, boot)
-            stack.push_async_callback(await serve_control(self, self.runtime_dir))
+            # What can refuse to start does so before anything is decided.
             if self._config.metrics_listen is not None:
                 stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
+            stack.push_async_callback(await serve_control(self, self.runtime_dir))
+            await self._recover(reading, boot)
             rounds = asyncio.create_task(self._rounds())
             stack.callback(rounds.cancel)
             self._notify.tell(READY=1)
@@ -156,6 +171,9 @@ class Daemon:
                 hurried += 1
                 log.info("told to hurry" if hurried == 1 else "told to kill")
                 self._driver.put_all(Hurried(kill=hurried > 1))
+                if hurried > LAST_WARNING:
+                    self._kill_unrecorded()
+                    os._exit(1)
             next_signal.cancel()
         stuck = [name for name, replica in self._driver.replicas.items() if not all_still([replica])]
         await self._note("stopped" if not stuck else f"stopped, but for processes that cannot be killed: {stuck}")
@@ -165,6 +183,14 @@ class Daemon:
             log.info("stopped")
         return 1 if stuck else 0
 
+    def _kill_unrecorded(self) -> None:
+        """Kill past the journal, for a disk that does not answer; the next daemon finds out what became of it."""
+        log.error("leaving without a record; processes are killed")
+        for name, replica in self._driver.replicas.items():
+            if replica.process is not None:
+                self._processes.kill(name, replica.process.run)
+        narrator.flush()
+
     async def _note(self, words: str) -> None:
         body = {"kind": "note", "at": self.now(), "wall": datetime.now(UTC).isoformat(), "why": words}
         try:
@@ -173,72 +199,59 @@ class Daemon:
             log.warning("record lost", error=error.why, why=words)
 
     async def _rounds(self) -> None:
-        """Look after what is the daemon's own, once a second."""
-        fed_at = 0.0
+        """Look after what is the daemon's own, once a second; one round that fails does not end the others."""
         while True:
             await asyncio.sleep(ROUND_S)
-            reap_orphans(self._processes.children())
-            if self._journal.read_only is not None and await self._journal.probe_writable():
+            try:
+                await self._round()
+            except Exception:
+                log.exception("housekeeping failed")
+
+    async def _round(self) -> None:
+        reap_orphans(self._processes.children())
+        now, was = self.now(), self._journal.read_only
+        if was is not None or now - self._looked_at >= DISK_LOOK_S:
+            self._looked_at = now
+            if not await self._journal.probe_writable() and was is None:
+                log.error("commands are refused: the journal cannot be written", why=self._journal.read_only)
+            elif was is not None and self._journal.read_only is None:
                 log.info("the journal can be written again")
-            if self._journal.read_only is None:
-                await self._driver.catch_up()
-            if self._leaving:
-                self._notify.extend(EXTEND_BY_S)
-            else:
-                ready = sum(isinstance(replica.phase, Ready) for replica in self._driver.replicas.values())
-                self._notify.status(f"{ready} of {len(self._driver.replicas)} replicas ready")
-            watchdog_s = self._notify.watchdog_s
-            if watchdog_s is not None and self.now() - fed_at >= watchdog_s / 4 and self._driver.progressing():
-                self._notify.tell(WATCHDOG=1)
-                fed_at = self.now()
+        if self._journal.read_only is None:
+            await self._driver.catch_up()
+        if self._leaving:
+            self._notify.extend(EXTEND_BY_S)
+        else:
+            ready = sum(isinstance(replica.phase, Ready) for replica in self._driver.replicas.values())
+            self._notify.status(f"{ready} of {len(self._driver.replicas)} replicas ready")
+        watchdog_s = self._notify.watchdog_s
+        if watchdog_s is not None and now - self._fed_at >= watchdog_s / 4 and self._driver.progressing():
+            self._notify.tell(WATCHDOG=1)
+            self._fed_at = now
+
+    def _warn(self) -> None:
+        for warning in self._config.warnings:
+            log.warning(warning)
 
     # Recovery and configuration
 
     async def _recover(self, reading: Reading, boot: Boot) -> None:
-        found = await self._processes.scan()
-        live: dict[str, list[Found]] = {}
-        for run in found:
-            if run.process is not None:
-                live.setdefault(run.replica, []).append(run)
-        names = {*reading.states, *(run.replica for run in found)}
-        recovered = recover(
-            reading.states,
-            {name: [run.process for run in runs if run.process is not None] for name, runs in live.items()},
-            {name: self._processes.highest_run(name) for name in names},
-            self._declared(),
-            boot,
-            {(run.replica, run.run) for run in found if run.process is None and not (run.ended and run.ended.cleared)},
-        )
+        recovered = await take_over(reading.states, self._processes, self._declared(), boot)
         body = {
             "kind": "start",
             "at": boot.now,
             "wall": datetime.now(UTC).isoformat(),
-            "wall_s": boot.zero_s + boot.now,
             "boot_id": boot.id,
+            "pid": self.pid,
+            "version": self.version,
+            "why": f"modelsupd {self.version} started",
         }
-        body |= {"pid": self.pid, "version": self.version, "why": f"modelsupd {self.version} started"}
         try:
             await self._journal.append(body)
         except Unwritable as error:
             log.warning("record lost", error=error.why)
-        await self._clear_up(found, recovered.replicas, recovered.strays)
         for name, replica in recovered.replicas.items():
             self._driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
         self._apply()
-
-    async def _clear_up(
-        self, found: list[Found], replicas: Mapping[str, Replica], strays: tuple[tuple[str, Any], ...]
-    ) -> None:
-        """End what must not be, and remove what ended runs left in the runtime directory."""
-        ended = {(name, process.run) for name, process in strays}
-        if ended:
-            log.warning("ending processes of runs that are over", runs=[f"{name}#{run}" for name, run in sorted(ended)])
-            await self._processes.end_strays([run for run in found if (run.replica, run.run) in ended], STRAY_TIMEOUT_S)
-        for run in found:
-            replica = replicas.get(run.replica)
-            watched = replica is not None and isinstance(replica.phase, Live | Clearing) and replica.last_run == run.run
-            if run.process is None and not watched:
-                await self._processes.clear(run.replica, run.run, STRAY_TIMEOUT_S)
 
     def _declared(self) -> dict[str, Declared]:
         declaration = self._config.declaration
@@ -280,14 +293,20 @@ class Daemon:
             )
             if changed
         ]
+        if self._config.declaration.models and not config.declaration.models:
+            raise Refused(
+                f"cannot reload: {config.path} declares no model any more, and an editor may be writing it; "
+                "to stop models use 'modelsupd stop', or stop the daemon"
+            )
         self._config = config
+        self._warn()
         words = self._apply()
         log.info("configuration read again", changes=list(words) or "none", config=str(config.path))
         return (*words, *fixed)
 
     async def _reload_for_signal(self) -> None:
-        self._notify.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
         try:
+            self._notify.tell(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
             await self.reload()
         except ModelsupdError as error:
             log.warning("configuration not changed", error=str(error))
@@ -323,9 +342,11 @@ class Daemon:
         outcomes = await asyncio.gather(
             *(self._driver.ask(name, _COMMANDS[verb](by)) for name in names), return_exceptions=True
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        failed = {name: error for name, error in zip(names, outcomes, strict=True) if error is not None}
+        done = [name for name in names if name not in failed]
+        for error in failed.values():
+            words = f"{verb} was taken for {', '.join(done)}, but not for {', '.join(failed)}: {error}"
+            raise Refused(words) if done else error
         return names
 
     def launch_plan(self, replica: str) -> LaunchPlan:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from modelsupd.core.spec import Problem
+if TYPE_CHECKING:
+    from modelsupd.core.spec import Problem
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 

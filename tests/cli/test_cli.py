@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from modelsupd import __version__
-from modelsupd.cli import VERBS, cli
+from modelsupd.cli.root import VERBS, cli
 from modelsupd.core.spec import JournalLimits
 from modelsupd.runtime.journal import Journal
 
@@ -146,3 +146,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(place: Path) -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=place, check=True)
     assert len(done.stdout.splitlines()) == 1
     assert done.stderr == ""
+
+
+def test_a_working_directory_that_was_removed_is_said(place: Path) -> None:
+    gone = place / "gone"
+    gone.mkdir()
+    script = 'cd "$1" && rmdir "$1" && exec "$2" -m modelsupd status'
+    done = subprocess.run(["sh", "-c", script, "sh", gone, sys.executable], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "modelsupd: cannot look for models.toml: the working directory was removed; cd elsewhere\n"

@@ -89,11 +89,24 @@ def test_status_imports_nothing_heavy(daemon: Host) -> None:
         f"try: main(['--config', {str(daemon.config)!r}, 'status', '--json'])\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = ('pydantic', 'aiohttp', 'rich', 'huggingface_hub', 'asyncio', 'prometheus_client', 'structlog')\n"
+        "heavy += ('click', 'modelsupd.core.spec')\n"
         "print(*(name for name in heavy if name in sys.modules), file=sys.stderr)\n"
     )
     done = subprocess.run([*daemon.command()[:1], "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["daemon"]["state"] == "running"
     assert done.stderr.strip() == ""
+
+
+def test_the_short_way_says_what_the_long_one_says(daemon: Host) -> None:
+    """A word more, here an option that changes nothing, and the answer goes through the whole command line."""
+    config = f"--config={daemon.config}"
+    short, long = (
+        daemon.run("status", "--json"),
+        subprocess.run(
+            [*daemon.command()[:3], config, "status", "--json"], capture_output=True, text=True, check=False
+        ),
+    )
+    assert (short.returncode, short.stdout, short.stderr) == (long.returncode, long.stdout, long.stderr)
 
 
 def test_watching_shows_each_change(daemon: Host) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from control_world import EPOCH, MemoryPort, Tape, wall
-from modelsupd.cli.status import code
+from modelsupd.cli.quick import code
 from modelsupd.control.status import document, last_known
 from modelsupd.core.events import Outcome, ProbeKind, Removed, StopAsked, Ticked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -10,19 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts import fake_model, host
-
-NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-
-
-def fill(path: Path) -> None:
-    """Write until there is no space left."""
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC  # noqa: PT017 - any other error is the test's own
+from hosts import NAMESPACE, fake_model, fill, host
 
 
 def test_a_crashed_engine_is_restarted_and_a_stop_refused_until_space_returns(place: Path) -> None:

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_daemon import whys
 
 import llama_cpp_python
 import tiny_gguf
-from hosts import QUICK, Host, alive, host
+from hosts import QUICK, Host, alive, host, whys
 from waiting import until
 
 pytestmark = pytest.mark.real
@@ -104,7 +103,13 @@ def test_it_generates_and_leaves_nothing(place: Path, python: str, weights: Path
 
 
 def test_no_variable_of_the_daemon_reaches_it(place: Path, python: str, weights: Path) -> None:
-    leaked = {"HOST": "203.0.113.1", "PORT": "1", "CONFIG_FILE": "/nonexistent", "N_CTX": "0", "interrupt_requests": "1"}
+    leaked = {
+        "HOST": "203.0.113.1",
+        "PORT": "1",
+        "CONFIG_FILE": "/nonexistent",
+        "N_CTX": "0",
+        "interrupt_requests": "1",
+    }
     with host(place, model(python, weights), env=leaked) as daemon:
         daemon.until_phase("ready")
 

@@ -7,18 +7,21 @@ import pytest
 from modelsupd.core.events import Exit, FailureClass, Outcome, ProbeKind
 from modelsupd.core.spec import Argument, Engine, EngineSpec, HealthLimits, ModelSpec, ProbeRequest
 from modelsupd.engines.base import adapter, read_generation
+from modelsupd.engines.llama_cpp_python_flags import KNOWN
 
 BINDING = adapter(Engine.LLAMA_CPP_PYTHON)
 K = FailureClass
 
 
-def spec(args: dict[str, Argument] | None = None, health: HealthLimits | None = None, **env: str) -> ModelSpec:
+def spec(
+    args: dict[str, Argument] | None = None, health: HealthLimits | None = None, env: dict[str, str] | None = None
+) -> ModelSpec:
     return ModelSpec(
         engine=Engine.LLAMA_CPP_PYTHON,
         weights="/m/t.gguf",
         args=args or {},
         health=health or HealthLimits(),
-        env=env,
+        env=env or {},
     )
 
 
@@ -49,8 +52,6 @@ def test_command() -> None:
 
 
 def test_nothing_of_the_built_environment_is_read_as_a_setting() -> None:
-    from modelsupd.engines.llama_cpp_python_flags import KNOWN  # noqa: PLC0415 - the only test that needs the table
-
     made = BINDING.command("m", spec(), binary="python", weights="w")
     ours = {*made.env, "TMPDIR", "SPT_NOENV", "MODELSUPD_RUN"}
     assert {name.lower() for name in ours} & KNOWN == set()
@@ -105,15 +106,15 @@ def test_what_is_refused_in_args(args: dict[str, Argument], setting: str, why: s
 
 @pytest.mark.parametrize("name", ["HOST", "PORT", "port", "CONFIG_FILE", "N_CTX", "Model", "CACHE", "API_KEY"])
 def test_a_variable_that_the_engine_reads_as_a_setting_is_refused(name: str) -> None:
-    found = BINDING.problems("m", spec(**{name: "hush"}))
+    found = BINDING.problems("m", spec(env={name: "hush"}))
     assert [problem.path for problem in found] == [("env", name)]
     assert "reads its settings from such variables" in found[0].why
     assert "hush" not in str(found)
 
 
 def test_other_variables_are_the_users() -> None:
-    assert refused(spec(OMP_NUM_THREADS="2", PYTHONPATH="/x", LLAMA_CPP_LIB_PATH="/l")) == {}
-    assert list(refused(spec(WEB_CONCURRENCY="2"))) == ["env.WEB_CONCURRENCY"]
+    assert refused(spec(env={"OMP_NUM_THREADS": "2", "PYTHONPATH": "/x", "LLAMA_CPP_LIB_PATH": "/l"})) == {}
+    assert list(refused(spec(env={"WEB_CONCURRENCY": "2"}))) == ["env.WEB_CONCURRENCY"]
 
 
 def test_what_else_is_refused() -> None:

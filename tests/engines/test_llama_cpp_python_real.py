@@ -14,7 +14,9 @@ from engine_process import running
 from modelsupd.core.events import FailureClass, Outcome, ProbeKind
 from modelsupd.core.spec import Argument, Engine, ModelSpec
 from modelsupd.engines import llama_cpp_python_flags as flags
+from modelsupd.engines.base import adapter
 from modelsupd.runtime import modules
+from waiting import until
 
 pytestmark = pytest.mark.real
 
@@ -57,8 +59,6 @@ def test_the_table_holds_every_flag_and_no_other(python: str) -> None:
 
 
 def test_the_modules_are_all_that_it_needs(python: str) -> None:
-    from modelsupd.engines.base import adapter  # noqa: PLC0415 - beside its only use
-
     found = modules.where(python, adapter(Engine.LLAMA_CPP_PYTHON).modules, {})
     assert all(found.values()), found
 
@@ -102,18 +102,10 @@ def test_it_logs_each_served_request_in_the_form_that_is_looked_for(python: str,
 
 def test_a_chat_format_that_there_is_none_of_is_not_ready(python: str, weights: Path, tmp_path: Path) -> None:
     with running("m", spec(weights, chat_format="zz"), tmp_path, binary=python) as engine:
-        until_answers(engine)
+        until(lambda: engine.probe(ProbeKind.ALIVE)[0] is Outcome.ANSWERED, timeout_s=20)
         outcome, evidence, *_ = engine.probe(ProbeKind.START)
     assert outcome is Outcome.FAILED
     assert "zz" in evidence
-
-
-def until_answers(engine: object) -> None:
-    from engine_process import Running  # noqa: PLC0415 - for the type alone
-    from waiting import until  # noqa: PLC0415 - beside its only use
-
-    assert isinstance(engine, Running)
-    until(lambda: engine.probe(ProbeKind.ALIVE)[0] is Outcome.ANSWERED, timeout_s=20)
 
 
 FAILURES = {
@@ -167,14 +159,8 @@ def test_a_context_too_large_for_memory_is_out_of_memory(python: str, weights: P
     assert failure.kind is FailureClass.OUT_OF_MEMORY, engine.log()
 
 
-def test_without_its_server_or_its_libraries_it_is_a_missing_library(
-    python: str, weights: Path, tmp_path: Path
-) -> None:
-    with running("m", spec(weights), tmp_path, binary="/usr/bin/env") as engine:
-        engine.process.wait(10)
-    lost = ModelSpec(
-        engine=Engine.LLAMA_CPP_PYTHON, weights=str(weights), env={"LLAMA_CPP_LIB_PATH": str(tmp_path)}
-    )
+def test_without_its_libraries_it_is_a_missing_library(python: str, weights: Path, tmp_path: Path) -> None:
+    lost = ModelSpec(engine=Engine.LLAMA_CPP_PYTHON, weights=str(weights), env={"LLAMA_CPP_LIB_PATH": str(tmp_path)})
     with running("m", lost, tmp_path, binary=python) as engine:
         failure = engine.classify()
     assert failure.kind is FailureClass.MISSING_LIBRARY, engine.log()

@@ -18,6 +18,9 @@ from hosts import Host, alive, fake_model, host
 from injecting import DeafFileSystem, cgroup
 from waiting import until
 
+#: Several seconds each, so not among the tests that every change runs at once.
+pytestmark = pytest.mark.real
+
 #: kill_timeout_s short enough for a test.
 IMPATIENT = ("kill_timeout_s = 5", "kill_timeout_s = 0.5")
 

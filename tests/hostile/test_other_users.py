@@ -8,6 +8,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,11 @@ def doors(daemon: Host, engine: int, endpoint: str) -> dict[str, Callable[[], ob
     for top in (daemon.runtime, daemon.state):
         for path in (top, *top.rglob("*")):
             if path.is_dir():
-                tried[f"list {path}"] = lambda path=path: list(path.iterdir())
-                tried[f"replace {path}"] = lambda path=path: path.rename(f"{path}.away")
+                tried[f"list {path}"] = partial(os.listdir, path)
+                tried[f"replace {path}"] = partial(path.rename, f"{path}.away")
             else:
                 tried[f"read {path}"] = path.read_bytes
-                tried[f"write {path}"] = lambda path=path: path.write_bytes(b"x")
+                tried[f"write {path}"] = partial(path.write_bytes, b"x")
     return tried
 
 

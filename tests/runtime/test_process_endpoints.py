@@ -14,7 +14,6 @@ from modelsupd.runtime.process import connections
 from running import FOREVER, PYTHON, Site, run
 from waiting import auntil
 
-
 #: What counts is CPU time, not how fast a machine is.
 SPENDING = """
 while time.process_time() < 0.2:

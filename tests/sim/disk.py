@@ -27,6 +27,7 @@ class Disk:
         self.full = False
         self.broken = False
         self.slow = 0.0
+        self.slow_s = (1.0, 20.0)
         self.reserve = RESERVE_RECORDS
         self.latest: dict[str, Any] = {}
 
@@ -83,7 +84,7 @@ class SimJournal:
             # Success after a failed sync means a new segment: what was in doubt is in the old one, which is over.
             disk.doubtful.clear()
             disk.written += [body for body, _done in batch]
-            await asyncio.sleep(rng.uniform(1, 20) if rng.random() < disk.slow else rng.uniform(0.0001, 0.01))
+            await asyncio.sleep(rng.uniform(*disk.slow_s) if rng.random() < disk.slow else rng.uniform(0.0001, 0.01))
             if disk.broken:
                 disk.doubtful, disk.written = disk.written, []
                 self._fail(batch, "input/output error")

@@ -27,6 +27,9 @@ from modelsupd.core.events import (
 from modelsupd.core.phases import Fault, Killing, Replica, Spawning
 from sim.world import CRASH, PERMANENT, Run, World
 
+UNREACHABLE = Failure(FailureClass.UNREACHABLE, "the file system does not answer")
+
+
 _VERDICTS = frozenset({FailureClass.HUNG, FailureClass.START_STALLED})
 
 
@@ -48,11 +51,7 @@ class SimEffects:
             raise RuntimeError("an effect that breaks")
         match action:
             case Resolve(run=number):
-                # Weights may lie on a disk that is far away and asleep.
-                await asyncio.sleep(world.rng.choice([0.001, world.rng.uniform(0, 1), world.rng.uniform(0, 5)]))
-                if name in world.bad_inputs and world.happens(0.3):
-                    return Unresolved(number, PERMANENT, self._inputs(name))
-                return Resolved(number, replica.digest, self._inputs(name))
+                return await self._resolve(replica, number)
             case Recheck(run=number):
                 await asyncio.sleep(world.rng.uniform(0.001, 0.1))
                 return Rechecked(number, self._inputs(name))
@@ -81,6 +80,16 @@ class SimEffects:
     def _inputs(self, name: str) -> str:
         return f"inputs-{self._world.inputs.get(name, 0)}"
 
+    async def _resolve(self, replica: Replica, number: int) -> Event:
+        world, inputs = self._world, self._inputs(replica.name)
+        # Weights may lie on a disk that is far away and asleep.
+        await asyncio.sleep(world.rng.choice([0.001, world.rng.uniform(0, 1), world.rng.uniform(0, 5)]))
+        if replica.name in world.bad_inputs and world.happens(0.3):
+            return Unresolved(number, PERMANENT, inputs)
+        if world.happens(world.rates.spawn_fails / 2):
+            return Unresolved(number, UNREACHABLE, "")
+        return Resolved(number, replica.digest, inputs)
+
     async def _spawn(self, replica: Replica, number: int) -> Event:
         world, name = self._world, replica.name
         assert isinstance(replica.phase, Spawning)
@@ -95,7 +104,8 @@ class SimEffects:
         if world.happens(world.rates.spawn_fails):
             run.voided = True
             world.tell(f"{run.name}#{run.run}: the spawn fails")
-            return SpawnFailed(run.run, Failure(FailureClass.SPAWN, "fork: resource temporarily unavailable"))
+            kind = world.rng.choice([FailureClass.SPAWN, FailureClass.SPAWN, FailureClass.NO_SPACE])
+            return SpawnFailed(run.run, Failure(kind, "cannot fork or cannot write"), cleared=world.happens(0.8))
         process = world.start(run)
         if process is None:
             return SpawnFailed(run.run, Failure(FailureClass.SPAWN, "voided"))

@@ -280,6 +280,24 @@ def test_other_users_cannot_enter(machine: Machine) -> None:
     assert machine.run(*as_nobody, "modelsupd", "status", check=False).returncode != 0
 
 
+def test_what_root_repairs_stays_the_service_users(machine: Machine) -> None:
+    first = start(machine)
+    machine.run("modelsupd", "restart", "m")
+    machine.systemctl("stop", "modelsupd")
+    [segment] = (machine.root / "var/lib/modelsupd/journal").glob("*.seg")
+    content = segment.read_bytes()
+    segment.write_bytes(content.replace(b"starting run 1", b"starting run 7", 1))
+    machine.systemctl("start", "modelsupd", check=False)
+    assert "modelsupd journal repair" in machine.said()
+    machine.systemctl("stop", "modelsupd")
+    machine.run("modelsupd", "journal", "repair", "--yes")
+    written = list((machine.root / "var/lib/modelsupd").rglob("*"))
+    assert {path.lstat().st_uid for path in written} == {segment.stat().st_uid}
+    machine.systemctl("reset-failed", "modelsupd", check=False)
+    machine.systemctl("start", "modelsupd")
+    assert machine.until_phase("ready")["run"] != first["run"]
+
+
 def test_a_second_boot_brings_back_what_was_wanted_and_nothing_else(machine: Machine) -> None:
     declare(machine, model("a") + model("b") + model("c"))
     machine.systemctl("start", "modelsupd")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 
 import click
 
@@ -18,7 +18,8 @@ def run(place: Place) -> None:
 
     \b
     Signals:
-      SIGTERM, SIGINT   stop every engine, requests in flight may finish; once more skips that, a third time kills
+      SIGTERM, SIGINT   stop every engine, requests in flight may finish; once more skips that, a third time kills,
+                        a fourth does not even wait for the disk
       SIGHUP            read the configuration again, like 'modelsupd reload'
       SIGUSR1           leave, engines go on and the next daemon adopts them
 
@@ -33,6 +34,10 @@ def run(place: Place) -> None:
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     config = place.config()
     file = Place(config.path, place.state_dir, place.runtime_dir)
-    from modelsupd.daemon import run as supervise  # noqa: PLC0415 - no other verb needs the daemon's half of the program
+    from modelsupd import narrator  # noqa: PLC0415 - no other verb needs the daemon's half of the program
+    from modelsupd.daemon import run as supervise  # noqa: PLC0415 - the same
 
-    sys.exit(supervise(config, file.config))
+    status = supervise(config, file.config)
+    narrator.flush()
+    # At once: a thread that waits for a dead file system must not keep the process, and with it nothing is lost.
+    os._exit(status)

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from modelsupd.cli.place import NO_DAEMON, REFUSED, Place, timeline
+from modelsupd.cli.place import Place, timeline
+from modelsupd.cli.quick import code
 from modelsupd.control.client import NoDaemon
 
 _PAUSE_S = 1.0
@@ -60,14 +61,6 @@ def look(place: Place) -> Document:
         engines = {name: str(entry["engine"]) for name, entry in place.declared().items() if "engine" in entry}
         wall = timeline(reading.start).wall
         return last_known(reading.states, reading.start, reading.seq, engines, wall)
-
-
-def code(document: Document) -> int:
-    """Return the exit status for a document."""
-    if document["daemon"]["state"] != "running":
-        return NO_DAEMON
-    wanted = [model for model in document["models"] if model["want"] == "up"]
-    return 0 if all(model["ready"] for model in wanted) else REFUSED
 
 
 def _watch(place: Place, document: Document, *, as_json: bool) -> None:

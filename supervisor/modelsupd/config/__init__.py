@@ -10,15 +10,16 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelsupd.config.file import locate, read, read_daemon
-from modelsupd.config.listen import listen_address
-from modelsupd.config.paths import absolute
+from modelsupd.config.paths import Resolver, absolute
 from modelsupd.config.places import Directories, Host, socket_path_problem
 from modelsupd.config.places import directories as choose
-from modelsupd.core.spec import DaemonSpec, Declaration, Problem
 from modelsupd.errors import ConfigError, dotted
+
+if TYPE_CHECKING:
+    from modelsupd.core.spec import Declaration, Problem
 
 __all__ = ["Config", "Directories", "Host", "check", "directories", "load", "locate", "schema"]
 
@@ -51,15 +52,18 @@ def load(
     `state_dir` and `runtime_dir` are the command line's and win over environment, file and defaults. Raises
     ConfigError with all problems at once.
     """
+    from modelsupd.config.listen import listen_address  # noqa: PLC0415 - see _validate
+
     host = host or Host.current()
     file = locate(path, host)
     raw = read(file)
     problems: list[Problem] = []
     declaration = _validate(raw, problems)
     declaration = absolute(declaration, file.parent, host, problems)
-    places = choose(declaration.daemon, host, state_dir=state_dir, runtime_dir=runtime_dir)
-    problems.extend(socket_path_problem(places, declaration.daemon))
-    listen = listen_address(declaration.daemon.metrics_listen, problems)
+    daemon = declaration.daemon
+    places = choose((daemon.state_dir, daemon.runtime_dir), host, state_dir=state_dir, runtime_dir=runtime_dir)
+    problems.extend(socket_path_problem(places, daemon.runtime_dir))
+    listen = listen_address(daemon.metrics_listen, problems)
     if problems:
         raise ConfigError(file, problems)
     return Config(
@@ -80,7 +84,8 @@ def schema() -> dict[str, Any]:
 
 
 def _validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
-    # pydantic takes longer to import than `status` takes altogether, and `directories` does not need it.
+    # pydantic takes longer to import than `status` takes altogether, the declarations a sixth of it, and `directories`
+    # needs neither.
     from modelsupd.config.validate import validate  # noqa: PLC0415 - for that reason
 
     return validate(raw, problems)
@@ -107,31 +112,32 @@ def directories(
     """
     host = host or Host.current()
     named = path is not None or bool(host.environ.get("MODELSUPD_CONFIG"))
-    daemon = DaemonSpec()
+    declared: tuple[str | None, str | None] = (None, None)
     if not (state_dir and runtime_dir):
-        daemon = _daemon_entry(path, host, named=named)
-    return choose(daemon, host, state_dir=state_dir, runtime_dir=runtime_dir)
+        declared = _declared(path, host, named=named)
+    return choose(declared, host, state_dir=state_dir, runtime_dir=runtime_dir)
 
 
-def _daemon_entry(path: Path | None, host: Host, *, named: bool) -> DaemonSpec:
+def _declared(path: Path | None, host: Host, *, named: bool) -> tuple[str | None, str | None]:
     try:
         file = locate(path, host)
     except ConfigError:
         if named:
             raise
-        return DaemonSpec()
+        return None, None
     entry = read_daemon(file)
     problems: list[Problem] = []
-    if all(isinstance(entry.get(key, ""), str) for key in ("state_dir", "runtime_dir")):
-        daemon = DaemonSpec(state_dir=entry.get("state_dir"), runtime_dir=entry.get("runtime_dir"))
-        declaration = Declaration(daemon=daemon)
-    else:
-        declaration = _validate({"daemon": entry}, problems)
-    declaration = absolute(declaration, file.parent, host, problems)
+    given = entry.get("state_dir"), entry.get("runtime_dir")
+    if not all(isinstance(value, str | None) for value in given):
+        daemon = _validate({"daemon": entry}, problems).daemon
+        given = daemon.state_dir, daemon.runtime_dir
+    resolver = Resolver(file.parent, host, problems)
+    state_dir = resolver.path(("daemon", "state_dir"), given[0] or None)
+    runtime_dir = resolver.path(("daemon", "runtime_dir"), given[1] or None)
     mattering = [problem for problem in problems if problem.path[-1:] in {("state_dir",), ("runtime_dir",)}]
     if mattering:
         raise ConfigError(file, mattering)
-    return declaration.daemon
+    return state_dir, runtime_dir
 
 
 def _warnings(file: Path, declaration: Declaration) -> list[str]:

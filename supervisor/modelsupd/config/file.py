@@ -9,7 +9,6 @@ from typing import Any
 import tomli
 
 from modelsupd.config.places import Host
-from modelsupd.core.spec import Problem
 from modelsupd.errors import ConfigError
 
 SYSTEM_FILE = Path("/etc/modelsupd/models.toml")
@@ -39,7 +38,7 @@ def locate(path: Path | None, host: Host) -> Path:
             return candidate
     looked = " nor ".join(str(candidate) for candidate in candidates)
     why = f"there is neither {looked}; name one with --config FILE or MODELSUPD_CONFIG"
-    raise ConfigError(None, [Problem((), None, why)])
+    raise _unusable(None, why)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -63,20 +62,26 @@ def read_daemon(path: Path) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
+def _unusable(path: Path | None, why: str) -> ConfigError:
+    from modelsupd.core.spec import Problem  # noqa: PLC0415 - it takes long to import, and all may go well
+
+    return ConfigError(path, [Problem((), None, why)])
+
+
 def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(path, [Problem((), None, _reason(error))]) from error
+        raise _unusable(path, _reason(error)) from error
     if len(raw) > LARGEST_BYTES:
-        raise ConfigError(path, [Problem((), None, f"it is larger than {LARGEST_BYTES} bytes")])
+        raise _unusable(path, f"it is larger than {LARGEST_BYTES} bytes")
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         why = f"line {line}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8"
-        raise ConfigError(path, [Problem((), None, why)]) from error
+        raise _unusable(path, why) from error
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -84,9 +89,9 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         parsed = tomli.loads(text)
         _refuse_depth(parsed)
     except tomli.TOMLDecodeError as error:
-        raise ConfigError(path, [Problem((), None, _syntax(error))]) from error
+        raise _unusable(path, _syntax(error)) from error
     except RecursionError as error:
-        raise ConfigError(path, [Problem((), None, "it is nested too deeply")]) from error
+        raise _unusable(path, "it is nested too deeply") from error
     return parsed
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from modelsupd.config.places import Host
-from modelsupd.core.spec import Declaration, EngineSpec, ModelSpec, Problem
+
+if TYPE_CHECKING:
+    from modelsupd.core.spec import Declaration, ModelSpec, Problem
 
 
 def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[Problem]) -> Declaration:
     """Return the declaration with every path absolute; a bare name of a binary stays one, to be found on PATH."""
-    resolver = _Resolver(folder, host, problems)
+    from modelsupd.core.spec import EngineSpec  # noqa: PLC0415 - it takes long to import, and `status` does without
+
+    resolver = Resolver(folder, host, problems)
     daemon = replace(
         declaration.daemon,
         state_dir=resolver.path(("daemon", "state_dir"), declaration.daemon.state_dir or None),
@@ -28,13 +33,17 @@ def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[
     return replace(declaration, daemon=daemon, engines=engines, models=models)
 
 
-class _Resolver:
+class Resolver:
+    """Makes paths absolute, and collects what is wrong with them."""
+
     def __init__(self, folder: Path, host: Host, problems: list[Problem]) -> None:
+        """Take relative paths as relative to `folder`, and add to `problems`."""
         self._folder = folder
         self._host = host
         self._problems = problems
 
     def model(self, name: str, model: ModelSpec) -> ModelSpec:
+        """Return a model with its paths absolute."""
         command = model.command
         if command and "{" not in command[0]:
             program = self.binary(("models", name, "command", "[0]"), command[0])
@@ -48,11 +57,13 @@ class _Resolver:
         )
 
     def binary(self, where: tuple[str, ...], value: str | None) -> str | None:
+        """Return a program's path; a bare name stays one."""
         if value and "/" not in value and value != "~":
             return value
         return self.path(where, value)
 
     def path(self, where: tuple[str, ...], value: str | None) -> str | None:
+        """Return the path that stands at `where`; None for none, and for one that cannot be."""
         if value is None:
             return None
         if not value or "\0" in value:
@@ -66,6 +77,8 @@ class _Resolver:
         return str(self._folder / value)
 
     def _refuse(self, where: tuple[str, ...], value: str, why: str) -> None:
+        from modelsupd.core.spec import Problem  # noqa: PLC0415 - it takes long to import, and all may be well
+
         # An engine may have refused the same value already, in words that say more.
         if all(problem.path != where for problem in self._problems):
             self._problems.append(Problem(where, value, why))

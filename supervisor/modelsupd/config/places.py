@@ -7,8 +7,12 @@ import pwd
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from modelsupd.core.spec import DaemonSpec, Problem
+from modelsupd.errors import ModelsupdError
+
+if TYPE_CHECKING:
+    from modelsupd.core.spec import Problem
 
 #: `sun_path` of a unix socket holds 108 bytes, the NUL at its end included (unix(7)).
 SUN_PATH_BYTES = 108
@@ -31,7 +35,7 @@ class Host:
 
     @classmethod
     def current(cls) -> Host:
-        """Return this process's own."""
+        """Return this process's own. Raises ModelsupdError where the working directory is no more."""
         uid = os.getuid()
         home = os.environ.get("HOME", "")
         try:
@@ -39,7 +43,13 @@ class Host:
             user, home = entry.pw_name, home or entry.pw_dir
         except KeyError:
             user = ""  # containers run users that no table knows; such a one does not linger
-        return cls(environ=dict(os.environ), uid=uid, user=user, home=Path(home or "/"), cwd=Path.cwd())
+        try:
+            cwd = Path.cwd()
+        except FileNotFoundError:
+            raise ModelsupdError(
+                "cannot look for models.toml: the working directory was removed; cd elsewhere"
+            ) from None
+        return cls(environ=dict(os.environ), uid=uid, user=user, home=Path(home or "/"), cwd=cwd)
 
     @property
     def lingers(self) -> bool:
@@ -56,21 +66,33 @@ class Directories:
 
 
 def directories(
-    daemon: DaemonSpec, host: Host, *, state_dir: Path | None = None, runtime_dir: Path | None = None
+    declared: tuple[str | None, str | None],
+    host: Host,
+    *,
+    state_dir: Path | None = None,
+    runtime_dir: Path | None = None,
 ) -> Directories:
-    """Return both directories: the command line's, else the environment's, else the file's, else the defaults."""
-    state = _first(host, state_dir, "MODELSUPD_STATE_DIR", daemon.state_dir) or _default_state(host)
-    runtime = _first(host, runtime_dir, "MODELSUPD_RUNTIME_DIR", daemon.runtime_dir) or _default_runtime(host, state)
+    """Return both directories: the command line's, else the environment's, else the file's, else the defaults.
+
+    `declared` is what the file says of state and runtime directory.
+    """
+    state = _first(host, state_dir, "MODELSUPD_STATE_DIR", declared[0]) or _default_state(host)
+    runtime = _first(host, runtime_dir, "MODELSUPD_RUNTIME_DIR", declared[1]) or _default_runtime(host, state)
     return Directories(state, runtime)
 
 
-def socket_path_problem(places: Directories, daemon: DaemonSpec) -> Iterator[Problem]:
-    """Yield a problem when an engine's socket below the runtime directory could not be bound."""
+def socket_path_problem(places: Directories, declared: str | None) -> Iterator[Problem]:
+    """Yield a problem when an engine's socket below the runtime directory could not be bound.
+
+    `declared` is what the file says of that directory.
+    """
+    from modelsupd.core.spec import Problem  # noqa: PLC0415 - it takes long to import, and `status` does without
+
     needed = len(os.fsencode(places.runtime_dir / _LONGEST_SOCKET)) + 1
     if needed > SUN_PATH_BYTES:
         room = SUN_PATH_BYTES - len(_LONGEST_SOCKET) - 2
         used = len(os.fsencode(places.runtime_dir))
-        value = daemon.runtime_dir or str(places.runtime_dir)
+        value = declared or str(places.runtime_dir)
         why = f"too long for unix sockets below it: {used} bytes, at most {room}; set a shorter one with --runtime-dir"
         yield Problem(("daemon", "runtime_dir"), value, why)
 

@@ -27,6 +27,8 @@ class FailureClass(StrEnum):
     MISSING_LIBRARY = "missing-library"
     MISSING_BINARY = "missing-binary"
     SPAWN = "spawn"
+    NO_SPACE = "no-space"
+    UNREACHABLE = "unreachable"
     INTERNAL = "internal"
 
 
@@ -212,10 +214,11 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """There is no process, and no shim."""
+    """There is no engine; unless `cleared`, it is not sure that nothing of the run is left."""
 
     run: int
     failure: Failure
+    cleared: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +260,11 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """Processes of the run withstood SIGKILL; the runtime goes on looking when asked again."""
+    """The run is not cleared: `pids` withstood SIGKILL, or `why`. The runtime looks again when asked again."""
 
     run: int
     pids: tuple[int, ...]
+    why: str = ""
 
 
 Event = (

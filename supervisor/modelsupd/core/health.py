@@ -22,7 +22,11 @@ CPU_SHARE_OF_WORK = 0.02
 FIRST_START_PAUSE_S = 0.02
 
 #: The pause grows with the time that the start has taken, so that readiness is seen late by at most this part of it.
-START_PAUSE_SHARE = 0.1
+START_PAUSE_SHARE = 0.04
+
+#: A probe that says nothing is repeated after this part of the interval: soon, and not in a hot loop where the prober
+#: itself is short of something.
+VOID_SHARE = 0.1
 
 _FAILURES = frozenset(
     {Outcome.FAILED, Outcome.TIMED_OUT, Outcome.REFUSED, Outcome.NO_TOKENS, Outcome.LOADING},
@@ -92,7 +96,7 @@ def observe(pulse: Pulse, seen: Probed, limits: HealthLimits, now: float) -> Pul
     if seen.outcome is Outcome.TOKENS or delivered:
         return replace(after, alive_at=now, proven_at=now, failures=0, doubted=False, answered=True, complaint="")
     if seen.outcome is Outcome.VOID:
-        return replace(after, next_at=now)
+        return replace(after, next_at=max(now, now - seen.took_s + limits.probe_interval_s * VOID_SHARE))
     if seen.outcome is Outcome.BUSY:
         return after
     if seen.outcome is Outcome.ANSWERED:
@@ -142,8 +146,6 @@ def hung_at(pulse: Pulse, limits: HealthLimits) -> float | None:
 def observe_start(pulse: Pulse, seen: Probed, limits: HealthLimits, since: float, now: float) -> Pulse:
     """Return the pulse of a starting engine after a probe that did not end the start."""
     pause_s = min(limits.start_interval_s, max(FIRST_START_PAUSE_S, START_PAUSE_SHARE * (now - since)))
-    if seen.outcome is Outcome.VOID:
-        pause_s = 0.0
     moved = start_moved(pulse.vitals or seen.before, seen, now - max(since, pulse.moved_at))
     failed = seen.outcome in _FAILURES
     return replace(

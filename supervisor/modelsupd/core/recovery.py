@@ -118,14 +118,20 @@ def _known(name: str, state: Mapping[str, Any] | None, entry: Declared | None, b
         return Replica(
             name=name, model=model, spec=spec, digest=digest, want=want, phase=Stopped(boot.now), removed=entry is None
         )
-    replica = restore(name, state, spec, boot.now)
-    mark = state["boot"]
+    try:
+        replica = restore(name, state, spec, boot.now)
+        mark = state["boot"]
+        shift_s = mark["zero_s"] - boot.zero_s
+    except (KeyError, TypeError, ValueError) as error:
+        # Of a newer version, perhaps. The others must not suffer, and what runs is still found.
+        words = f"what was recorded of it cannot be read: {error!r}"
+        return replace(_known(name, None, entry, boot), reason=words)
     if mark["id"] == boot.id:
         return replica
     return replace(
         replica,
         phase=Stopped(boot.now),
-        history=restart.shifted(replica.history, mark["zero_s"] - boot.zero_s, boot.now),
+        history=restart.shifted(replica.history, shift_s, boot.now),
         reason="the machine was restarted",
     )
 

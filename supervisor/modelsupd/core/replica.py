@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from modelsupd.core import health
+from modelsupd.core import asked, health
 from modelsupd.core.actions import Kill, Recheck, Spawn, Watch
 from modelsupd.core.events import (
     Cleared,
@@ -57,7 +57,6 @@ from modelsupd.core.moves import (
     terminate,
 )
 from modelsupd.core.phases import (
-    Backoff,
     Cause,
     Clearing,
     Draining,
@@ -74,7 +73,6 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
-    Want,
     phase_name,
 )
 from modelsupd.core.timing import deadline
@@ -105,79 +103,6 @@ def step(replica: Replica, event: Event, now: float) -> Step:
         if run < replica.last_run:
             return replica, NOTHING
     return _HANDLERS[type(event)](replica, event, now)
-
-
-# Operators and configuration
-
-
-def _start_asked(replica: Replica, event: StartAsked, now: float) -> Step:
-    changed = replica.want is not Want.UP
-    replica = replace(replica, want=Want.UP)
-    if isinstance(replica.phase, Stopped | Backoff | Failed) and replica.runs_wanted:
-        return begin(forgiven(replica), f"start asked for by {event.by}", now)
-    return (replace(replica, reason=f"start asked for by {event.by}") if changed else replica), NOTHING
-
-
-def _stop_asked(replica: Replica, event: StopAsked, now: float) -> Step:
-    changed = replica.want is not Want.DOWN
-    return _unwanted(replace(replica, want=Want.DOWN), Reason.OPERATOR, f"stop asked for by {event.by}", now, changed)
-
-
-def _restart_asked(replica: Replica, event: RestartAsked, now: float) -> Step:
-    replica = forgiven(replace(replica, want=Want.UP))
-    words = f"restart asked for by {event.by}"
-    if not replica.runs_wanted:
-        return replica, NOTHING
-    if isinstance(replica.phase, Stopped | Backoff | Failed):
-        return begin(replica, words, now)
-    return end(replica, Reason.RESTART, words, now)
-
-
-def _respecified(replica: Replica, event: Respecified, now: float) -> Step:
-    changed = event.digest != replica.digest
-    replica = replace(replica, spec=event.spec, digest=event.digest, removed=False)
-    words = "the configuration changed"
-    if not changed:
-        # A replica that was on its way out of the configuration and is in it again starts from where it is.
-        if isinstance(replica.phase, Stopped) and replica.runs_wanted:
-            return begin(replica, words, now)
-        return replica, NOTHING
-    replica = forgiven(replica)
-    if isinstance(replica.phase, Backoff | Failed | Resolving | Stopped) and replica.runs_wanted:
-        return begin(replica, words, now)
-    if isinstance(replica.phase, Starting | Ready) and replica.phase.process.digest != event.digest:
-        return end(replica, Reason.REPLACED, words, now)
-    return replica, NOTHING
-
-
-def _removed(replica: Replica, _event: Removed, now: float) -> Step:
-    words = "no longer in the configuration"
-    return _unwanted(replace(replica, removed=True), Reason.REMOVED, words, now, not replica.removed)
-
-
-def _halted(replica: Replica, _event: Halted, now: float) -> Step:
-    changed = replica.halt is Halt.NO
-    replica = replace(replica, halt=max(replica.halt, Halt.DRAIN))
-    return _unwanted(replica, Reason.SHUTDOWN, "the daemon stops", now, changed)
-
-
-def _hurried(replica: Replica, event: Hurried, now: float) -> Step:
-    replica = replace(replica, halt=Halt.KILL if event.kill else max(replica.halt, Halt.TERM))
-    phase = replica.phase
-    if isinstance(phase, Starting | Ready | Draining | Stopping) and replica.halt is Halt.KILL:
-        return kill(replica, getattr(phase, "cause", Reason.SHUTDOWN), "told to kill", now)
-    if isinstance(phase, Draining):
-        return terminate(replica, phase.cause, "told to hurry", now)
-    return _unwanted(replica, Reason.SHUTDOWN, "told to hurry", now, changed=False)
-
-
-def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed: bool) -> Step:
-    """No process is wanted any more: end one that runs, and leave every phase that waits for another."""
-    if isinstance(replica.phase, Resolving | Backoff | Failed):
-        return replace(replica, phase=Stopped(now), reason=words), NOTHING
-    if isinstance(replica.phase, Starting | Ready):
-        return end(replica, reason, words, now)
-    return (replace(replica, reason=words) if changed else replica), NOTHING
 
 
 # Time
@@ -309,9 +234,14 @@ def _why_unwanted(replica: Replica) -> Reason:
 
 
 def _spawn_failed(replica: Replica, event: SpawnFailed, now: float) -> Step:
-    if not isinstance(replica.phase, Spawning):
+    phase = replica.phase
+    if not isinstance(phase, Spawning):
         raise InvalidTransition(replica, event)
-    return settle(replica, Fault(event.failure), now)
+    # What an older declaration failed of says nothing about the present one.
+    cause = Fault(event.failure) if phase.digest == replica.digest else Reason.REPLACED
+    if event.cleared:
+        return settle(replica, cause, now)
+    return replace(replica, phase=Clearing(now, event.run, cause)), (clear(replica),)
 
 
 # A running engine
@@ -371,18 +301,19 @@ def _stuck(replica: Replica, event: Stuck, now: float) -> Step:
         raise InvalidTransition(replica, event)
     again_at = now + replica.spec.stop.kill_timeout_s
     phase = replace(replica.phase, again_at=again_at, stuck=event.pids)
-    words = f"stuck: processes {', '.join(map(str, event.pids))} of run {event.run} withstand SIGKILL"
+    pids = ", ".join(map(str, event.pids))
+    words = f"stuck: {event.why or f'processes {pids} of run {event.run} withstand SIGKILL'}"
     return replace(replica, phase=phase, reason=words), NOTHING
 
 
 _HANDLERS: dict[type[Any], Callable[[Replica, Any, float], Step]] = {
-    StartAsked: _start_asked,
-    StopAsked: _stop_asked,
-    RestartAsked: _restart_asked,
-    Respecified: _respecified,
-    Removed: _removed,
-    Halted: _halted,
-    Hurried: _hurried,
+    StartAsked: asked.start_asked,
+    StopAsked: asked.stop_asked,
+    RestartAsked: asked.restart_asked,
+    Respecified: asked.respecified,
+    Removed: asked.removed,
+    Halted: asked.halted,
+    Hurried: asked.hurried,
     Ticked: _ticked,
     Lagged: _lagged,
     Resolved: _resolved,

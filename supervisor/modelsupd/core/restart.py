@@ -29,6 +29,9 @@ PERMANENT = frozenset(
 #: Failures by which the machine says that there is too little of something: an immediate retry makes it worse.
 _SCARCE = frozenset({FailureClass.OUT_OF_MEMORY, FailureClass.OUT_OF_GPU_MEMORY, FailureClass.SPAWN})
 
+#: Failures of the machine, which say nothing about the engine: retried with growing pauses, never counted against it.
+_BLAMELESS = frozenset({FailureClass.NO_SPACE, FailureClass.UNREACHABLE})
+
 #: A taken address costs nothing: the next run gets another. So many in a row are no coincidence any more.
 FREE_ADDRESS_RETRIES = 3
 
@@ -64,7 +67,7 @@ class GiveUp:
     why: str
 
 
-def after_failure(
+def after_failure(  # noqa: PLR0911 - one way out for each kind of decision
     history: History, failure: Failure, ready_s: float | None, policy: RestartPolicy, key: str, now: float
 ) -> Retry | GiveUp:
     """Return what follows a failure of a run that had been ready for `ready_s` seconds (None: never).
@@ -76,6 +79,10 @@ def after_failure(
         return GiveUp(None, history, "another start would end the same way")
     if failure.kind is FailureClass.ADDRESS_IN_USE and history.addresses < FREE_ADDRESS_RETRIES:
         return Retry(now, History(history.failed_at, history.streak, history.cool_downs, history.addresses + 1))
+    if failure.kind in _BLAMELESS:
+        streak = history.streak + 1
+        again_at = now + backoff_s(streak, policy, key)
+        return Retry(again_at, History(history.failed_at, streak, history.cool_downs, history.addresses))
     healthy = ready_s is not None and ready_s >= policy.healthy_after_s
     failed_at = (*(at for at in history.failed_at if now - at < policy.window_s), now)
     streak = 1 if healthy else history.streak + 1

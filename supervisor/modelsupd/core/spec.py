@@ -68,8 +68,11 @@ class HealthLimits:
         600.0, "how long use of CPU alone, with no probe answered, puts the verdict 'hung' off", ge=0
     )
     prove_every_s: float = _limit(60.0, "without delivered tokens for this long, a generation probe asks for one", gt=0)
+    look_timeout_s: float = _limit(
+        30.0, "how long the file system of weights and binary may take to answer, before a start", gt=0
+    )
     start_interval_s: float = _limit(
-        0.25, "longest pause between two probes of a starting engine; a tenth of the time it has taken, if less", gt=0
+        0.25, "longest pause between two probes of a starting engine; 4 % of the time it has taken, if less", gt=0
     )
     start_stall_s: float = _limit(300.0, "a start without any progress for this long has stalled", gt=0)
     start_limit_s: float = _limit(3600.0, "hard cap on one start, progress or not", gt=0)

@@ -234,14 +234,15 @@ class Driver:
         lane = self._lanes[name]
         try:
             await self._record(after, body)
-        except Unwritable as error:
+        except Exception as error:  # noqa: BLE001 - whatever the journal suffers from, what happened has happened
+            why = error.why if isinstance(error, Unwritable) else repr(error)
             self._behind.add(name)
             if done is not None:
                 if not done.done():
-                    done.set_exception(Refused(f"cannot take commands now: {NOT_WRITABLE}: {error.why}"))
+                    done.set_exception(Refused(f"cannot take commands now: {NOT_WRITABLE}: {why}"))
                 self._go_on(name, lane)
                 return
-            log.warning("record lost", replica=name, error=error.why, why=after.reason)
+            log.warning("record lost", replica=name, error=why, why=after.reason)
         self._publish(name, before, after, event)
         self._act(lane, after, actions)
         if done is not None and not done.done():
@@ -269,7 +270,7 @@ class Driver:
         seq = await self._journal.append(body)
         self._behind.discard(replica.name)
         self._commits += 1
-        self._observer.recorded(seq, body)
+        self._tell(self._observer.recorded, seq, body)
 
     def _publish(self, name: str, before: Replica | None, after: Replica, event: Event | str) -> None:
         if after is before:
@@ -286,8 +287,16 @@ class Driver:
             lane.inbox.clear()
         else:
             self.replicas[name] = after
-        self._observer.changed(before, after, event)
         self._changed.set()
+        self._tell(self._observer.changed, before, after, event)
+
+    @staticmethod
+    def _tell(what: Callable[..., None], *about: object) -> None:
+        """Tell the observer, who must not be able to keep anything from happening."""
+        try:
+            what(*about)
+        except Exception:
+            log.exception("observer failed")
 
     def _act(self, lane: _Lane, replica: Replica, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -378,12 +387,12 @@ def failed_effect(action: Action, error: Exception, replica: Replica) -> Event |
         case Recheck(run=run):
             return Rechecked(run, replica.inputs)
         case Spawn(run=run):
-            return SpawnFailed(run, failure)
+            return SpawnFailed(run, failure, cleared=False)
         case Watch(run=run):
             return Exited(run, Exit(), failure, cleared=False)
         case Probe(run=run, kind=kind):
             return Probed(run, kind, Outcome.FAILED, failure.detail, Vitals(), Vitals())
         case Clear(run=run):
-            return Stuck(run, ())
+            return Stuck(run, (), f"run {run} cannot be cleared: {error}")
         case Terminate() | Kill():
             return None

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import psutil
-
 from modelsupd.core.actions import Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
 from modelsupd.core.events import (
     Cleared,
@@ -30,10 +28,11 @@ from modelsupd.core.events import (
     Vitals,
 )
 from modelsupd.core.phases import Replica, Spawning
-from modelsupd.core.spec import EngineSpec
+from modelsupd.core.spec import EngineSpec, StopLimits
 from modelsupd.engines.base import Adapter, adapter
 from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
-from modelsupd.runtime.inputs import look
+from modelsupd.runtime.inputs import Inputs
+from modelsupd.runtime.looker import Looker
 from modelsupd.runtime.probe import probe
 from modelsupd.runtime.process import (
     Launch,
@@ -62,6 +61,7 @@ class RuntimeEffects:
         self._oom_kills: dict[tuple[str, int], int] = {}
         self._binaries: dict[str, str] = {}
         self._deliveries = Deliveries()
+        self._looker = Looker()
 
     async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: PLR0911 - one case an action
         """Carry out one action."""
@@ -70,8 +70,7 @@ class RuntimeEffects:
             case Resolve():
                 return await self._resolve(replica, action)
             case Recheck(run=run):
-                inputs = await asyncio.to_thread(look, replica.spec, self._engine(replica))
-                return Rechecked(run, inputs.fingerprint)
+                return await self._recheck(replica, run)
             case Spawn():
                 return await self._spawn(replica, action)
             case Watch(run=run):
@@ -79,7 +78,7 @@ class RuntimeEffects:
             case Probe():
                 return await self._probe(replica, action)
             case Terminate(run=run):
-                self._processes.terminate(name, run)
+                self._processes.terminate(name, run, backstop_s(replica.spec.stop))
                 return None
             case Kill(run=run):
                 self._processes.kill(name, run)
@@ -91,8 +90,24 @@ class RuntimeEffects:
     def _engine(self, replica: Replica) -> EngineSpec | None:
         return self._engines().get(replica.spec.engine)
 
+    async def _look(self, replica: Replica) -> Inputs:
+        spec = replica.spec
+        return await self._looker.look(replica.name, spec, self._engine(replica), spec.health.look_timeout_s)
+
+    async def _recheck(self, replica: Replica, run: int) -> Event:
+        try:
+            inputs = await self._look(replica)
+        except TimeoutError:
+            return Rechecked(run, replica.inputs)  # what cannot be seen has not been seen to change
+        return Rechecked(run, inputs.fingerprint)
+
     async def _resolve(self, replica: Replica, action: Resolve) -> Event:
-        inputs = await asyncio.to_thread(look, replica.spec, self._engine(replica))
+        try:
+            inputs = await self._look(replica)
+        except TimeoutError:
+            limit_s, weights = replica.spec.health.look_timeout_s, replica.spec.weights
+            words = f"no answer within {limit_s:g} s from the file system of '{weights}', or of the binary"
+            return Unresolved(action.run, Failure(FailureClass.UNREACHABLE, words), replica.inputs)
         if inputs.failure is not None:
             return Unresolved(action.run, inputs.failure, inputs.fingerprint)
         self._binaries[replica.name] = inputs.binary
@@ -106,7 +121,8 @@ class RuntimeEffects:
         try:
             return Spawned(action.run, await self._processes.spawn(self.launch(replica, action.run)))
         except SpawnError as error:
-            return SpawnFailed(action.run, error.failure)
+            del self._oom_kills[replica.name, action.run]
+            return SpawnFailed(action.run, error.failure, error.cleared)
 
     def launch(self, replica: Replica, run: int) -> Launch:
         """Return how a run of the replica is started; the program is the one found when it was last resolved."""
@@ -123,7 +139,7 @@ class RuntimeEffects:
             listen=command.listen,
             log_max_bytes=spec.log.max_bytes,
             log_files=spec.log.files,
-            backstop_s=spec.stop.term_timeout_s + spec.stop.kill_timeout_s + BACKSTOP_MARGIN_S,
+            backstop_s=backstop_s(spec.stop),
         )
 
     async def _watch(self, replica: Replica, run: int) -> Event:
@@ -136,15 +152,21 @@ class RuntimeEffects:
             failure = self._without_memory(ended.exit, ooms_before) or failure
             if ended.note:
                 failure = Failure(failure.kind, f"{failure.detail} ({ended.note})")
-        if ended.cleared:
-            await self._processes.clear(replica.name, run, replica.spec.stop.kill_timeout_s)
-        return Exited(run, ended.exit, failure, ended.cleared)
+        cleared = ended.cleared
+        if cleared:
+            try:
+                await self._processes.clear(replica.name, run, replica.spec.stop.kill_timeout_s)
+            except OSError:
+                cleared = False  # how it ended is known; that its directory goes is asked for again
+        return Exited(run, ended.exit, failure, cleared)
 
     @staticmethod
     def _without_memory(exit: Exit, ooms_before: int | None) -> Failure | None:  # noqa: A002 - the word for it
         """Say "likely" of a SIGKILL that was not ours while the kernel's count of such kills rose."""
         if exit.signal != _SIGKILL or ooms_before is None or oom_kills() <= ooms_before:
             return None
+        import psutil  # noqa: PLC0415 - it takes long to import, and hardly ever is it needed
+
         memory = psutil.virtual_memory()
         words = (
             "killed by signal 9, not by modelsupd, and the kernel's oom_kill count rose: likely out of host memory "
@@ -195,6 +217,11 @@ class RuntimeEffects:
 
 def _vitals(tree: TreeVitals, delivered: int | None = None, in_flight: int | None = None) -> Vitals:
     return Vitals(tree.cpu_s, tree.read_bytes, tree.log_bytes, delivered, in_flight)
+
+
+def backstop_s(limits: StopLimits) -> float:
+    """Return how long after SIGTERM a shim acts by itself: when any daemon would have followed up long ago."""
+    return max(limits.term_timeout_s, limits.load_term_timeout_s) + limits.kill_timeout_s + BACKSTOP_MARGIN_S
 
 
 def oom_kills() -> int:

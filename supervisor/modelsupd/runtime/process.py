@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelsupd.core.events import Exit, Failure, FailureClass, Process
+from modelsupd.core.events import Exit, Process
 from modelsupd.runtime import identity, paths, rundir, vitals
+from modelsupd.runtime.ballast import Ballast
 from modelsupd.runtime.identity import Pidfd, Token
 from modelsupd.runtime.reserve import Reserve
 from modelsupd.runtime.rundir import RunDir
@@ -38,15 +39,7 @@ from modelsupd.runtime.shim.shim import SAY_UNCLEARED_AFTER_S
 from modelsupd.runtime.spawning import NoReportError, Spawner
 from modelsupd.runtime.vitals import TreeVitals, connections
 
-__all__ = [
-    "Ended",
-    "Found",
-    "Launch",
-    "Processes",
-    "SpawnError",
-    "TreeVitals",
-    "connections",
-]
+__all__ = ["Ended", "Found", "Launch", "Processes", "SpawnError", "TreeVitals", "connections"]
 
 REPORT_TIMEOUT_S = 10.0
 """How long a shim may take to report; it takes some 3 ms on a quiet machine."""
@@ -70,6 +63,7 @@ class Processes:
         self.installation = identity.make_installation_id(state_dir)
         self._boot_id = identity.boot_id()
         self._spawner = Spawner()
+        self._ballast = Ballast(self._runtime)
         self._reserve = Reserve()
         self._runs: dict[tuple[str, int], Held] = {}
 
@@ -93,28 +87,26 @@ class Processes:
     # Start
 
     async def spawn(self, launch: Launch) -> Process:
-        """Start a run and return once its exec has worked; raises SpawnError, and then nothing of it is left."""
+        """Start a run and return once its exec has worked; raises SpawnError."""
         place = self._place(launch.replica, launch.run)
+        self._ballast.trim()
+        if place.runtime.exists():
+            raise spawn_error(launch, "it was begun before")
         try:
-            spec = spec_of(launch, place, place.make(), self._token(launch.replica, launch.run), self._boot_id)
-        except FileExistsError:
-            words = f"cannot start run {launch.run} of {launch.replica!r}: it was begun before"
-            raise SpawnError(Failure(FailureClass.SPAWN, words)) from None
+            token = self._token(launch.replica, launch.run)
+            place.write_spec(spec_of(launch, place, place.make(), token, self._boot_id))
         except OSError as error:
-            raise spawn_error(launch, error.strerror or str(error)) from error
+            place.unmake()
+            raise spawn_error(launch, error) from error
         try:
-            place.write_spec(spec)
             answer, fds = await self._spawner.ask(place.runtime, REPORT_TIMEOUT_S)
         except (OSError, NoReportError) as error:
-            await self._give_up(launch)
-            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            raise spawn_error(launch, why) from error
+            raise await self._given_up(launch, spawn_error(launch, error)) from error
         except asyncio.CancelledError:
-            await asyncio.shield(self._give_up(launch))
+            await asyncio.shield(self._given_up(launch, spawn_error(launch, "cancelled")))
             raise
         if "step" in answer:
-            await self._give_up(launch)
-            raise refusal(launch, answer)
+            raise await self._given_up(launch, refusal(launch, answer))
         return self._hold(launch, answer, fds)
 
     def _hold(self, launch: Launch, answer: Mapping[str, Any], fds: list[int]) -> Process:
@@ -129,12 +121,12 @@ class Processes:
         self._runs[launch.replica, launch.run] = Held(process, shim, engine)
         return process
 
-    async def _give_up(self, launch: Launch) -> None:
-        """Make sure that a run that was not started is not started later either, and leave no directory."""
-        left = await self.clear(launch.replica, launch.run, timeout_s=5.0)
-        place = self._place(launch.replica, launch.run)
-        if not left and not place.read_exit():
-            shutil.rmtree(place.state, ignore_errors=True)
+    async def _given_up(self, launch: Launch, error: SpawnError) -> SpawnError:
+        """See to it that a run that was not started is not started later; return the error, which knows if so."""
+        error.cleared = not await self.clear(launch.replica, launch.run, timeout_s=5.0)
+        if error.cleared and not (place := self._place(launch.replica, launch.run)).read_exit():
+            place.unmake()
+        return error
 
     # Watch
 
@@ -146,22 +138,21 @@ class Processes:
         held = self._runs.get((replica, run))
         if held is None:
             with self._reserve.released():
-                return self._ended(replica, run, note="this run is not held")
+                return self._ended(replica, run, note="it ended while no daemon watched")
         first = [asyncio.ensure_future(held.shim.gone()), asyncio.ensure_future(held.engine.gone())]
         try:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in first:
                 task.cancel()
-        if await held.shim.gone(_SHIM_ANSWER_S):
-            if self._place(replica, run).read_exit() is None:
+        gone = await held.shim.gone(_SHIM_ANSWER_S)
+        with self._reserve.released():
+            said = self._place(replica, run).read_exit() is not None
+            if gone and not said:
                 # The parent-death signal is on its way to the engine.
                 await held.engine.gone(_PDEATH_S)
                 return self._ended(replica, run, note="the shim was killed, and the engine with it")
-            return self._ended(replica, run)
-        return self._ended(
-            replica, run, note="" if self._place(replica, run).read_exit() else "its shim does not answer"
-        )
+            return self._ended(replica, run, note="" if said else "its shim does not answer")
 
     def _ended(self, replica: str, run: int, note: str = "") -> Ended:
         """Return what is known of the end of a run."""
@@ -211,9 +202,14 @@ class Processes:
 
     # End
 
-    def terminate(self, replica: str, run: int) -> None:
-        """Send SIGTERM to the engine, through its shim; harmless when asked again or too late."""
+    def terminate(self, replica: str, run: int, backstop_s: float | None = None) -> None:
+        """Send SIGTERM to the engine, through its shim; harmless when asked again or too late.
+
+        `backstop_s` replaces what the run was started with: the limits may be others since.
+        """
         held = self._runs.get((replica, run))
+        if backstop_s is not None:
+            self._place(replica, run).write_backstop(backstop_s)
         if held is not None and not held.shim.send(signal.SIGTERM):
             held.engine.send(signal.SIGTERM)
 

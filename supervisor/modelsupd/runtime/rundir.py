@@ -6,6 +6,7 @@
 | RUNTIME `lock` | shim, for life | "a shim lives" |
 | RUNTIME `run.json` | shim, once exec worked | who shim and engine are, and the endpoint |
 | RUNTIME `counters` | shim | bytes of output read and lost |
+| RUNTIME `backstop.json` | daemon, before SIGTERM | how long the shim waits for a follow-up |
 | RUNTIME `void` | daemon, holding the lock | this run was given up: a late shim goes |
 | STATE `log`, `log.1` … | shim | the engine's output |
 | STATE `exit.json` | shim | how it ended; in RUNTIME if STATE cannot be written |
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -85,6 +87,11 @@ class RunDir:
         except OSError:
             return paths.make_private(self.runtime / "tmp")
 
+    def unmake(self) -> None:
+        """Remove what `make` made, as far as that goes, of a run that never was."""
+        shutil.rmtree(self.runtime, ignore_errors=True)
+        shutil.rmtree(self.state, ignore_errors=True)
+
     def write_spec(self, spec: dict[str, Any]) -> None:
         """Write spec.json."""
         write_json(str(self.runtime / "spec.json"), spec)
@@ -92,6 +99,11 @@ class RunDir:
     def read_spec(self) -> dict[str, Any] | None:
         """Return spec.json, None if there is none."""
         return _read_json(self.runtime / "spec.json")
+
+    def write_backstop(self, backstop_s: float) -> None:
+        """Tell the shim how long to wait for a follow-up to the next SIGTERM; a full disk leaves it as it was."""
+        with contextlib.suppress(OSError):
+            write_json(f"{self.runtime}/backstop.json", {"v": 1, "backstop_s": backstop_s})
 
     def read_run(self) -> dict[str, Any] | None:
         """Return run.json, None if the engine was never started."""
@@ -136,11 +148,19 @@ class RunDir:
             fd = os.open(self.runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             return True
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            # Nobody can start there any more, because a shim has to write; whoever lives there holds the lock.
+            fd = os.open(self.runtime / "lock", os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (self.runtime / "void").touch(mode=0o600)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
         finally:
             os.close(fd)
         return True

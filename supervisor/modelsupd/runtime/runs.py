@@ -41,12 +41,13 @@ class Launch:
 
 
 class SpawnError(Exception):
-    """There is no engine, and no shim; `failure` says why."""
+    """There is no engine; `failure` says why. Unless `cleared`, something of the run may still live."""
 
     def __init__(self, failure: Failure) -> None:
         """Hold the failure."""
         super().__init__(failure.detail)
         self.failure = failure
+        self.cleared = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +136,20 @@ def process_of(record: Mapping[str, Any]) -> Process:
     )
 
 
-def spawn_error(launch: Launch, why: str) -> SpawnError:
+def spawn_error(launch: Launch, why: Exception | str, number: int | None = None) -> SpawnError:
     """Return the error of a spawn that failed for lack of something here, not because of the binary."""
-    words = f"cannot start run {launch.run} of {launch.replica!r}: {why[:1].lower()}{why[1:]}"
-    return SpawnError(Failure(FailureClass.SPAWN, words))
+    if isinstance(why, OSError):
+        number = why.errno
+    text = (why.strerror if isinstance(why, OSError) else None) or str(why)
+    words = f"cannot start run {launch.run} of {launch.replica!r}: {text[:1].lower()}{text[1:]}"
+    kind = FailureClass.NO_SPACE if number in (errno.ENOSPC, errno.EDQUOT) else FailureClass.SPAWN
+    return SpawnError(Failure(kind, words))
 
 
 def refusal(launch: Launch, answer: Mapping[str, Any]) -> SpawnError:
     """Return the error that a shim reported."""
     if answer["step"] != "exec" or answer["errno"] not in _BAD_BINARY:
-        return spawn_error(launch, answer["why"])
+        return spawn_error(launch, answer["why"], answer["errno"])
     words = f"cannot execute {launch.argv[0]!r}: {answer['why'][:1].lower()}{answer['why'][1:]}"
     if answer["errno"] == errno.ENOENT and Path(launch.argv[0]).exists():
         words += " (the interpreter that its first line names, or the loader that it was linked with, is missing)"

@@ -65,13 +65,13 @@ class Spawner:
 
     async def stop(self) -> None:
         """End the spawner; its shims go on."""
-        process = self._process
         if self._control is not None:
             self._control.close()
             self._control = None
-        if process is not None:
-            await asyncio.to_thread(process.wait, _STOP_S)
-        self._process = None
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, _STOP_S)
+        self._drop()
 
     async def ask(self, directory: Path, timeout_s: float) -> tuple[dict[str, Any], list[int]]:
         """Have a shim started for a run directory; return its report and the descriptors that came with it.
@@ -91,6 +91,7 @@ class Spawner:
             try:
                 await asyncio.wait_for(_readable(ours), timeout_s)
             except TimeoutError:
+                self._drop()  # it may be stopped, or hang: the next run gets another
                 raise NoReportError(f"no report from the shim within {timeout_s} s") from None
             while spare:
                 os.close(spare.pop())

@@ -25,17 +25,19 @@ class Notifier:
         self.watchdog_s = int(watchdog_usec) / 1e6 if watchdog_usec and mine else None
 
     def tell(self, **fields: str | int) -> None:
-        """Send fields such as `READY=1`; a service manager that does not listen is no reason to fail."""
+        """Send fields such as `READY=1`; that nobody listens, or descriptors are short, is no reason to fail."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         message = "\n".join(f"{key}={value}" for key, value in fields.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+                # A service manager that does not read must not be able to hold up the daemon.
+                channel.setblocking(False)
                 channel.connect(address)
                 channel.sendall(message.encode())
-            except OSError:
-                return
+        except OSError:
+            return
 
     def status(self, words: str) -> None:
         """Send the line that `systemctl status` shows, if it is another one than the last."""

@@ -244,14 +244,13 @@ class Shim:
         now = time.monotonic()
         if self._term_asked and not self._term_sent and self._status is None:
             self._term_sent = True
-            self._backstop_at = now + self._spec["backstop_s"]
+            self._backstop_at = now + self._backstop_s()
             signal.pidfd_send_signal(self._engine.pidfd, signal.SIGTERM)
         if self._kill_asked:
             self._killing = True
         elif self._backstop_at is not None and now >= self._backstop_at and not self._killing:
             self._killing = True
-            backstop_s = self._spec["backstop_s"]
-            self._note = f"nobody followed up on SIGTERM within {backstop_s} s, so the shim killed the run"
+            self._note = f"nobody followed up on SIGTERM within {self._backstop_s():g} s, so the shim killed the run"
             self._log.say(self._note)
         elif self._status is not None and now >= self._gone_at + self._spec["orphan_grace_s"]:
             self._killing = True
@@ -264,6 +263,12 @@ class Shim:
             left = [each.pid for each in tree.descendants(os.getpid()) if not each.dead]
             self._record(cleared=False, pids_left=left)
         return False
+
+    def _backstop_s(self) -> float:
+        """Return how long to wait for a follow-up: as the daemon said last, or as it was at the start."""
+        with contextlib.suppress(OSError, ValueError, KeyError), open(f"{self._directory}/backstop.json", "rb") as file:
+            return float(json.load(file)["backstop_s"])
+        return float(self._spec["backstop_s"])
 
     def _reap(self) -> bool:
         """Reap whoever is dead; return whether no child, and with it no descendant, is left."""

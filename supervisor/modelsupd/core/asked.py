@@ -1,0 +1,115 @@
+"""What operators and the configuration ask of a replica.
+
+A rule: whoever asks for a process, or changes how it is started, starts with a clean sheet. Also a run that is still
+being ended for its own fault is then ended on purpose: its failure says nothing about the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from modelsupd.core.events import Halted, Hurried, Removed, Respecified, RestartAsked, StartAsked, StopAsked
+from modelsupd.core.moves import NOTHING, Step, begin, end, forgiven, kill, terminate
+from modelsupd.core.phases import (
+    Backoff,
+    Clearing,
+    Draining,
+    Failed,
+    Fault,
+    Halt,
+    Killing,
+    Ready,
+    Reason,
+    Replica,
+    Resolving,
+    Starting,
+    Stopped,
+    Stopping,
+    Want,
+)
+
+
+def start_asked(replica: Replica, event: StartAsked, now: float) -> Step:
+    """Want a process, and start over whatever failed before."""
+    changed = replica.want is not Want.UP
+    replica = replace(replica, want=Want.UP)
+    if isinstance(replica.phase, Stopped | Backoff | Failed) and replica.runs_wanted:
+        return begin(forgiven(replica), f"start asked for by {event.by}", now)
+    replica = _pardoned(replica, Reason.RESTART)
+    return (replace(replica, reason=f"start asked for by {event.by}") if changed else replica), NOTHING
+
+
+def stop_asked(replica: Replica, event: StopAsked, now: float) -> Step:
+    """Want no process, across reboots."""
+    changed = replica.want is not Want.DOWN
+    return _unwanted(replace(replica, want=Want.DOWN), Reason.OPERATOR, f"stop asked for by {event.by}", now, changed)
+
+
+def restart_asked(replica: Replica, event: RestartAsked, now: float) -> Step:
+    """Want a new run."""
+    replica = _pardoned(replace(replica, want=Want.UP), Reason.RESTART)
+    words = f"restart asked for by {event.by}"
+    if not replica.runs_wanted:
+        return replica, NOTHING
+    if isinstance(replica.phase, Stopped | Backoff | Failed):
+        return begin(replica, words, now)
+    return end(replica, Reason.RESTART, words, now)
+
+
+def respecified(replica: Replica, event: Respecified, now: float) -> Step:
+    """Take over what is declared now; an engine that would be started differently is replaced."""
+    changed = event.digest != replica.digest
+    replica = replace(replica, spec=event.spec, digest=event.digest, removed=False)
+    words = "the configuration changed"
+    if not changed:
+        # A replica that was on its way out of the configuration and is in it again starts from where it is.
+        if isinstance(replica.phase, Stopped) and replica.runs_wanted:
+            return begin(replica, words, now)
+        return replica, NOTHING
+    replica = _pardoned(replica, Reason.REPLACED)
+    if isinstance(replica.phase, Backoff | Failed | Resolving | Stopped) and replica.runs_wanted:
+        return begin(replica, words, now)
+    if isinstance(replica.phase, Starting | Ready) and replica.phase.process.digest != event.digest:
+        return end(replica, Reason.REPLACED, words, now)
+    return replica, NOTHING
+
+
+def removed(replica: Replica, _event: Removed, now: float) -> Step:
+    """End what the configuration no longer has."""
+    words = "no longer in the configuration"
+    return _unwanted(replace(replica, removed=True), Reason.REMOVED, words, now, not replica.removed)
+
+
+def halted(replica: Replica, _event: Halted, now: float) -> Step:
+    """End the process without changing what is wanted."""
+    changed = replica.halt is Halt.NO
+    replica = replace(replica, halt=max(replica.halt, Halt.DRAIN))
+    return _unwanted(replica, Reason.SHUTDOWN, "the daemon stops", now, changed)
+
+
+def hurried(replica: Replica, event: Hurried, now: float) -> Step:
+    """Skip the drain, or the grace as well."""
+    replica = replace(replica, halt=Halt.KILL if event.kill else max(replica.halt, Halt.TERM))
+    phase = replica.phase
+    if isinstance(phase, Starting | Ready | Draining | Stopping) and replica.halt is Halt.KILL:
+        return kill(replica, getattr(phase, "cause", Reason.SHUTDOWN), "told to kill", now)
+    if isinstance(phase, Draining):
+        return terminate(replica, phase.cause, "told to hurry", now)
+    return _unwanted(replica, Reason.SHUTDOWN, "told to hurry", now, changed=False)
+
+
+def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed: bool) -> Step:
+    """No process is wanted any more: end one that runs, and leave every phase that waits for another."""
+    if isinstance(replica.phase, Resolving | Backoff | Failed):
+        return replace(replica, phase=Stopped(now), reason=words), NOTHING
+    if isinstance(replica.phase, Starting | Ready):
+        return end(replica, reason, words, now)
+    return (replace(replica, reason=words) if changed else replica), NOTHING
+
+
+def _pardoned(replica: Replica, reason: Reason) -> Replica:
+    """Return the replica with no history, and with the run that is being ended for a fault ended for `reason`."""
+    phase = replica.phase
+    if isinstance(phase, Stopping | Killing | Clearing) and isinstance(phase.cause, Fault):
+        replica = replace(replica, phase=replace(phase, cause=reason))
+    return forgiven(replica)
