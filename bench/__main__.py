@@ -21,10 +21,15 @@ FIGURES = {
 
 def main() -> None:
     """Run the figures that are named, all of them without names."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("figure", nargs="*", choices=[[], *FIGURES], help="; ".join(map(": ".join, FIGURES.items())))
+    listed = "\n".join(f"  {name:10} {what}" for name, what in FIGURES.items())
+    parser = argparse.ArgumentParser(
+        prog="bench", epilog=f"figures:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("figure", nargs="*", help="which; all by default")
     parser.add_argument("--runs", type=int, default=0, help="repetitions, or minutes for idle; 0: the figure's own")
     asked = parser.parse_args()
+    if unknown := set(asked.figure) - FIGURES.keys():
+        parser.error(f"there is no figure {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
     sys.path[1:1] = [str(Path(__file__).parent.parent / "tests")]
     for name in asked.figure or FIGURES:
         importlib.import_module(name).main(asked.runs)

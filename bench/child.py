@@ -35,7 +35,7 @@ def cache_dir() -> Path:
 @contextmanager
 def place() -> Iterator[Path]:
     """Yield a directory of its own on a real disk, with a short path; it is gone afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="b", dir="/var/tmp"))  # noqa: S108 - mkdtemp makes it safely
+    path = Path(tempfile.mkdtemp(prefix="b", dir="/var/tmp"))
     try:
         yield path
     finally:

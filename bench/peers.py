@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ Start = Callable[[Path, Path], AbstractContextManager[list[Peer]]]
 
 
 @contextmanager
-def _running(place: Path, name: str, command: list[str | Path], *, how: signal.Signals) -> Iterator[list[Peer]]:
+def _running(place: Path, name: str, command: Sequence[str | Path], *, how: signal.Signals) -> Iterator[list[Peer]]:
     with contextlib.closing(child.Bell(place / "bell")) as bell, (place / "said").open("wb") as said:
         started = subprocess.Popen(command, cwd=place, stdout=said, stderr=said, start_new_session=True)
         try:
@@ -82,9 +82,9 @@ def shell(place: Path, program: Path) -> AbstractContextManager[list[Peer]]:
 
 def bare(place: Path, program: Path) -> AbstractContextManager[list[Peer]]:
     """Run the prototype beside this file."""
-    ours = [sys.executable, Path(__file__).with_name("prototype.py")]
-    words: list[str | Path] = [*ours, program, place / "bell", place / "engine"]
-    return _running(place, "asyncio + pidfd prototype", words, how=signal.SIGKILL)
+    script = Path(__file__).with_name("prototype.py")
+    command: list[str | Path] = [sys.executable, script, program, place / "bell", place / "engine"]
+    return _running(place, "asyncio + pidfd prototype", command, how=signal.SIGKILL)
 
 
 def runit(place: Path, program: Path) -> AbstractContextManager[list[Peer]]:
@@ -124,7 +124,7 @@ def supervisord(place: Path, program: Path) -> AbstractContextManager[list[Peer]
     home = child.cache_dir() / SUPERVISOR.replace("==", "-")
     if not (home / "ready").exists():
         venv.create(home, with_pip=True, clear=True)
-        pip = [home / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", SUPERVISOR]
+        pip: list[str | Path] = [home / "bin/python", "-m", "pip", "install", "--quiet", SUPERVISOR]
         got = subprocess.run(pip, capture_output=True, text=True, check=False)
         if got.returncode != 0:
             raise Unavailable(f"{SUPERVISOR} cannot be installed: {got.stderr.strip()}")

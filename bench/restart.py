@@ -31,7 +31,7 @@ SYNC = "one write + fdatasync"
 class Subject:
     """A supervisor and its present child."""
 
-    def __init__(self, peer: peers.Peer, ready: Callable[[], None] | None = None) -> None:
+    def __init__(self, peer: peers.Peer, ready: Callable[[], object] | None = None) -> None:
         """Wait for its first child; `ready` waits until the supervisor calls a child settled."""
         self.peer = peer
         self.ready = ready
@@ -57,7 +57,7 @@ def ours(place: Path, program: Path) -> Iterator[Subject]:
         contextlib.closing(child.Bell(place / "bell")) as bell,
         child.daemon(place, child.model("m", program, bell.path)) as host,
     ):
-        yield Subject(peers.Peer(OURS, bell), lambda: host.until_ready(1) and None)
+        yield Subject(peers.Peer(OURS, bell), lambda: host.until_ready(1))
 
 
 @contextlib.contextmanager
@@ -81,7 +81,12 @@ def all_of_them(place: Path) -> Iterator[list[Subject]]:
 
 def synced(file: int, at: int) -> float:
     """Return how long a record's worth of bytes takes to reach the disk."""
-    return measure.timed(lambda: (os.pwrite(file, b"x" * 700, at * 700), os.fdatasync(file)))
+
+    def write() -> None:
+        os.pwrite(file, b"x" * 700, at * 700)
+        os.fdatasync(file)
+
+    return measure.timed(write)
 
 
 def main(runs: int = 0) -> None:

@@ -157,9 +157,11 @@ def test_crash_after_a_healthy_period_restarts_at_once() -> None:
 
 
 def test_early_crashes_back_off_and_then_fail_and_get_one_more_try() -> None:
-    now, run, pauses = 100.0, 1, []
+    now, run = 100.0, 1
+    pauses: list[float] = []
     current = play(DOWN, at(now, StartAsked(), "resolving", Resolve(1)))
     while not isinstance(current.phase, Failed):
+        assert len(pauses) < 20, "a crash loop goes on for ever"
         current = play(
             current,
             at(now, resolved(run), "spawning", Spawn(run)),

@@ -9,7 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from hosts import alive, fake, fake_model, host, streaming, whys
+import fake_engine
+from hosts import QUICK, alive, fake, fake_model, host, streaming, whys
 from waiting import until
 
 
@@ -270,3 +271,14 @@ def test_the_service_manager_hears_what_it_needs(place: Path) -> None:
             daemon.send(signal.SIGTERM)
             said = hear(manager, "STOPPING=1")
             assert "EXTEND_TIMEOUT_USEC" in said
+
+
+def test_how_far_loading_has_come_is_told(place: Path) -> None:
+    weights = place / "w.gguf"
+    weights.write_bytes(b"GGUF")
+    server = fake_engine.install(place)
+    model = f"[models.m]\nengine = 'llama.cpp'\nbinary = '{server}'\nweights = '{weights}'\n"
+    loads = "[models.m.args]\nload_s = 2\n" + QUICK.format(name="m")
+    with host(place, model + loads) as daemon:
+        until(lambda: "its log: " in daemon.replica()["reason"], what=f"{daemon.replica()} {daemon.said()}")
+        daemon.until_phase("ready")

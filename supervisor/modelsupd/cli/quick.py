@@ -1,4 +1,4 @@
-"""`modelsupd status --json` while all goes well: the shortest way from the question to the answer.
+"""`modelsupd status`, with or without `--json`, while all goes well: the shortest way from question to answer.
 
 Monitoring asks it every few seconds, and most of the time that a command takes is that of its imports. Two rules:
 whatever this does not know for certain is left to the full command line, which begins anew and has the words for every
@@ -19,15 +19,21 @@ READY, NOT_READY, NO_DAEMON = 0, 1, 3
 _OPTIONS = ("--config", "--state-dir", "--runtime-dir")
 
 
-def status(words: Sequence[str]) -> int | None:
-    """Print the document and return the exit status; None, and nothing is printed, for anything else."""
-    options = _options(words)
+def status(words: tuple[str, ...]) -> int | None:
+    """Print the answer and return the exit status; None, and nothing is printed, for anything else."""
+    as_json = words[-1:] == ("--json",)
+    options = _options(words[:-1] if as_json else words)
     if options is None or "_MODELSUPD_COMPLETE" in os.environ:
         return None
     document = _ask(options)
     if document is None:
         return None
-    sys.stdout.write(json.dumps(document) + "\n")
+    if as_json:
+        sys.stdout.write(json.dumps(document) + "\n")
+    else:
+        from modelsupd.cli.screen import show_status  # noqa: PLC0415 - only where it is needed
+
+        show_status(document)
     return code(document)
 
 
@@ -40,10 +46,10 @@ def code(document: Mapping[str, Any]) -> int:
 
 
 def _options(words: Sequence[str]) -> dict[str, Path] | None:
-    """Return the global options of exactly this command, None for any other."""
-    if tuple(words[-2:]) != ("status", "--json"):
+    """Return the global options before the verb `status`, None where anything else is said."""
+    if tuple(words[-1:]) != ("status",):
         return None
-    pairs = words[:-2]
+    pairs = words[:-1]
     if len(pairs) % 2 or any(name not in _OPTIONS for name in pairs[::2]):
         return None
     return {name: Path(value) for name, value in zip(pairs[::2], pairs[1::2], strict=True)}

@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import click
-
 from modelsupd.control.words import clock, duration, parsed, printable
 
 if TYPE_CHECKING:
@@ -40,7 +38,7 @@ def show_status(document: Document) -> None:
         Console(highlight=False).print(_rendered(document, now))
     else:
         for line in plain(document, now):
-            click.echo(line)
+            sys.stdout.write(f"{line}\n")
 
 
 class Screen:

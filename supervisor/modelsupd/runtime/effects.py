@@ -45,6 +45,9 @@ from modelsupd.runtime.process import (
 #: Time beyond the declared limits that a shim gives the daemon to follow up a stop before it acts by itself.
 BACKSTOP_MARGIN_S = 5.0
 
+#: How much of the log's end is searched for the words that tell how far loading has come.
+LOADING_TAIL_BYTES = 4096
+
 #: A probe that takes longer than this has its engine's process tree looked at for work.
 SLOW_AFTER_S = 1.0
 
@@ -196,6 +199,9 @@ class RuntimeEffects:
             sampler.cancel()
         if kind is ProbeKind.START and outcome is Outcome.TOKENS and not self._processes.listener_is_ours(process):
             outcome, evidence = Outcome.FAILED, f"{process.endpoint} is answered by a process that is not ours"
+        if kind is ProbeKind.START and outcome in (Outcome.REFUSED, Outcome.LOADING):
+            loading = engine.progress(self._processes.log_tail(replica.name, run, LOADING_TAIL_BYTES))
+            evidence = f"{evidence}; its log: {loading}" if loading else evidence
         if delivered is None and (kind is not ProbeKind.START or outcome is Outcome.TOKENS):
             delivered = self._delivered(engine, replica, action, outcome)
         last = self._processes.vitals(replica.name, run) if first or kind is ProbeKind.START else TreeVitals()
