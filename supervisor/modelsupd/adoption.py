@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import structlog
 
 from modelsupd.core.events import Process
 from modelsupd.core.fleet import Declared
-from modelsupd.core.phases import Clearing, Live
+from modelsupd.core.phases import Clearing, Live, Replica
 from modelsupd.core.recovery import Boot, Recovered, recover
 from modelsupd.runtime.process import Found, Processes
 
@@ -56,8 +57,15 @@ async def _clear_up(found: list[Found], recovered: Recovered, processes: Process
     if over:
         log.warning("ending processes of runs that are over", runs=[f"{name}#{run}" for name, run in sorted(over)])
         await processes.end_strays([run for run in found if (run.replica, run.run) in over], STRAY_TIMEOUT_S)
-    for run in found:
-        replica = recovered.replicas.get(run.replica)
-        watched = replica is not None and isinstance(replica.phase, Live | Clearing) and replica.last_run == run.run
-        if run.process is None and not watched:
-            await processes.clear(run.replica, run.run, STRAY_TIMEOUT_S)
+    await asyncio.gather(
+        *(
+            processes.clear(run.replica, run.run, STRAY_TIMEOUT_S)
+            for run in found
+            if run.process is None and not _is_awaited(run, recovered.replicas.get(run.replica))
+        )
+    )
+
+
+def _is_awaited(run: Found, replica: Replica | None) -> bool:
+    """Tell whether the fleet itself looks after the end of this run."""
+    return replica is not None and isinstance(replica.phase, Live | Clearing) and replica.last_run == run.run

@@ -136,8 +136,8 @@ class Daemon:
             # What can refuse to start does so before anything is decided.
             if self._config.metrics_listen is not None:
                 stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
-            stack.push_async_callback(await serve_control(self, self.runtime_dir))
             await self._recover(reading, boot)
+            stack.push_async_callback(await serve_control(self, self.runtime_dir))
             rounds = asyncio.create_task(self._rounds())
             stack.callback(rounds.cancel)
             self._notify.tell(READY=1)

@@ -162,8 +162,8 @@ def test_how_a_process_ended_is_told_once() -> None:
     record["why"] = "crash: killed by signal 9; next start in 1.0 s"
     assert sentence(record) == "run 3 ended: killed by signal 9 (SIGKILL); a crash; next start in 1.0 s"
     record["event"] = {"type": "Exited", "run": 3, "exit": {}}
-    record["why"] = "a new run after restart"
-    assert sentence(record) == "run 3 ended: exit status unknown; a new run after restart"
+    record["why"] = "run 3 ended: exit status unknown; a new run follows"
+    assert sentence(record) == "run 3 ended: exit status unknown; a new run follows"
 
 
 def test_names_without_a_daemon() -> None:

@@ -142,7 +142,7 @@ def test_operators_restart_is_no_failure() -> None:
         ready_at(2),
         at(3, RestartAsked("anna"), "draining", probe(ProbeKind.DRAIN)),
         at(4, drained(0), "stopping", Terminate(1)),
-        at(5, exited(), "resolving", Resolve(2), reason="a new run after restart"),
+        at(5, exited(), "resolving", Resolve(2), reason="run 1 ended: exit code 1; a new run follows"),
     )
     assert again.history.failed_at == ()
     assert again.restarts == 0

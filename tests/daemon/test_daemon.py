@@ -282,3 +282,14 @@ def test_how_far_loading_has_come_is_told(place: Path) -> None:
     with host(place, model + loads) as daemon:
         until(lambda: "its log: " in daemon.replica()["reason"], what=f"{daemon.replica()} {daemon.said()}")
         daemon.until_phase("ready")
+
+
+def test_what_reap_ended_is_no_crash(place: Path) -> None:
+    with host(place, fake_model()) as daemon:
+        first = daemon.until_phase("ready")
+        daemon.stop(signal.SIGKILL)
+        daemon.reap()
+        assert not alive(first["pid"])
+        daemon.start()
+        assert daemon.until_phase("ready", run=2)["restarts"] == 0
+        assert "run 1 ended as it was told to: exit code 0" in whys(daemon)

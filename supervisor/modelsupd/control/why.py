@@ -262,14 +262,12 @@ def sentence(record: Record) -> str:
     event: Record = record.get("event") or {}
     kind = event.get("type")
     if kind == "Exited":
-        ended = exit_words(event["exit"])
-        if why == f"run {event['run']} ended: {_plain_exit(event['exit'])}":
-            return f"run {event['run']} ended: {ended}"
-        prefix = f"run {event['run']} ended: "
-        crash = f"crash: {_plain_exit(event['exit'])}"
-        return (
-            f"{prefix}{ended}; {why.removeprefix(prefix).replace(crash, 'a crash', 1)}" if why else f"{prefix}{ended}"
-        )
+        plain, ended = _plain_exit(event["exit"]), exit_words(event["exit"])
+        prefix = f"run {event['run']} ended"
+        if why.startswith(prefix):
+            return why.replace(plain, ended, 1)
+        said = why.replace(f"crash: {plain}", "a crash", 1)
+        return f"{prefix}: {ended}; {said}" if said else f"{prefix}: {ended}"
     return why or str(kind or record.get("kind"))
 
 

@@ -242,13 +242,15 @@ class Probed:
 class Exited:
     """The engine's process ended; `failure` is how that reads had it not been asked to.
 
-    `cleared` tells that the shim saw every descendant gone.
+    `cleared` tells that the shim saw every descendant gone, `asked` that it had been told to end the engine, by a
+    daemon whose record of it was lost, or by `modelsupd reap`.
     """
 
     run: int
     exit: Exit
     failure: Failure
     cleared: bool
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

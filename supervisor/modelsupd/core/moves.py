@@ -83,7 +83,7 @@ def settle(replica: Replica, cause: Cause, now: float) -> Step:
         return replace(replica, phase=Stopped(now)), NOTHING
     if isinstance(cause, Fault):
         return after_fault(replica, cause, now)
-    return begin(replica, f"a new run after {cause}", now)
+    return begin(replica, f"{replica.reason}; a new run follows", now)
 
 
 def after_fault(replica: Replica, fault: Fault, now: float) -> Step:

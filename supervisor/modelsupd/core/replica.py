@@ -239,6 +239,7 @@ def _spawn_failed(replica: Replica, event: SpawnFailed, now: float) -> Step:
         raise InvalidTransition(replica, event)
     # What an older declaration failed of says nothing about the present one.
     cause = Fault(event.failure) if phase.digest == replica.digest else Reason.REPLACED
+    replica = replace(replica, reason=event.failure.detail)
     if event.cleared:
         return settle(replica, cause, now)
     return replace(replica, phase=Clearing(now, event.run, cause)), (clear(replica),)
@@ -279,9 +280,11 @@ def _exited(replica: Replica, event: Exited, now: float) -> Step:
     cause: Cause
     if isinstance(phase, Draining | Stopping | Killing):
         cause = phase.cause
+    elif event.asked:
+        cause = Reason.RESTART
     else:
         cause = Fault(event.failure, now - phase.since if isinstance(phase, Ready) else None)
-    words = f"run {event.run} ended: {event.exit}"
+    words = f"run {event.run} ended{' as it was told to' if event.asked else ''}: {event.exit}"
     if isinstance(cause, Fault):
         words = f"run {event.run} ended: {cause.failure.detail}"
     replica = replace(replica, reason=words)

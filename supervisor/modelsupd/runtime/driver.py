@@ -391,7 +391,7 @@ def failed_effect(action: Action, error: Exception, replica: Replica) -> Event |
         case Watch(run=run):
             return Exited(run, Exit(), failure, cleared=False)
         case Probe(run=run, kind=kind):
-            return Probed(run, kind, Outcome.FAILED, failure.detail, Vitals(), Vitals())
+            return Probed(run, kind, Outcome.VOID, failure.detail, Vitals(), Vitals())
         case Clear(run=run):
             return Stuck(run, (), f"run {run} cannot be cleared: {error}")
         case Terminate() | Kill():

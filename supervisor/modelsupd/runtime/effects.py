@@ -119,13 +119,15 @@ class RuntimeEffects:
     async def _spawn(self, replica: Replica, action: Spawn) -> Event:
         phase, spec = replica.phase, replica.spec
         assert isinstance(phase, Spawning)  # noqa: S101 - the core asks for a spawn in this phase only
-        self._processes.prune(replica.name, spec.log.keep_runs)
         self._oom_kills[replica.name, action.run] = oom_kills()
         try:
-            return Spawned(action.run, await self._processes.spawn(self.launch(replica, action.run)))
+            process = await self._processes.spawn(self.launch(replica, action.run))
         except SpawnError as error:
             del self._oom_kills[replica.name, action.run]
             return SpawnFailed(action.run, error.failure, error.cleared)
+        # Only now, because a start must not wait for a clean-up; its own directory is one more than those kept.
+        self._processes.prune(replica.name, spec.log.keep_runs + 1)
+        return Spawned(action.run, process)
 
     def launch(self, replica: Replica, run: int) -> Launch:
         """Return how a run of the replica is started; the program is the one found when it was last resolved."""
@@ -161,7 +163,7 @@ class RuntimeEffects:
                 await self._processes.clear(replica.name, run, replica.spec.stop.kill_timeout_s)
             except OSError:
                 cleared = False  # how it ended is known; that its directory goes is asked for again
-        return Exited(run, ended.exit, failure, cleared)
+        return Exited(run, ended.exit, failure, cleared, ended.asked)
 
     @staticmethod
     def _without_memory(exit: Exit, ooms_before: int | None) -> Failure | None:  # noqa: A002 - the word for it

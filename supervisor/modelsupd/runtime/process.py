@@ -147,24 +147,25 @@ class Processes:
                 task.cancel()
         gone = await held.shim.gone(_SHIM_ANSWER_S)
         with self._reserve.released():
-            said = self._place(replica, run).read_exit() is not None
-            if gone and not said:
+            said = self._place(replica, run).read_exit()
+            if gone and said is None:
                 # The parent-death signal is on its way to the engine.
                 await held.engine.gone(_PDEATH_S)
                 return self._ended(replica, run, note="the shim was killed, and the engine with it")
-            return self._ended(replica, run, note="" if said else "its shim does not answer")
+            return self._ended(replica, run, said, note="" if said else "its shim does not answer")
 
-    def _ended(self, replica: str, run: int, note: str = "") -> Ended:
-        """Return what is known of the end of a run."""
-        said = self._place(replica, run).read_exit()
+    def _ended(self, replica: str, run: int, said: Mapping[str, Any] | None = None, *, note: str = "") -> Ended:
+        """Return what is known of the end of a run; `said` is its exit.json where that has been read."""
+        said = said or self._place(replica, run).read_exit()
         how = Exit() if said is None else Exit(said["code"], said["signal"], said["peak_rss_bytes"], said["cpu_s"])
         note = (said["note"] if said is not None else "") or note
+        asked = said is not None and bool(said.get("asked"))
         if said is not None and said["cleared"]:
-            return Ended(how, cleared=True, note=note)
+            return Ended(how, cleared=True, note=note, asked=asked)
         spec = self._place(replica, run).read_spec()
         if spec is not None and spec["boot_id"] != self._boot_id:
             return Ended(how, cleared=True, note=note or "the machine was rebooted")
-        return Ended(how, cleared=False, pids_left=self._pids_left(replica, run), note=note)
+        return Ended(how, cleared=False, pids_left=self._pids_left(replica, run), note=note, asked=asked)
 
     def _pids_left(self, replica: str, run: int) -> tuple[int, ...]:
         held = self._runs.get((replica, run))

@@ -52,12 +52,17 @@ class SpawnError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended. `cleared`: nothing of it is left; `pids_left` is what was alive when this was written."""
+    """How a run ended.
+
+    `cleared`: nothing of it is left; `pids_left` is what was alive when this was written; `asked`: its shim was told to
+    end it, by a daemon or by `modelsupd reap`.
+    """
 
     exit: Exit
     cleared: bool
     pids_left: tuple[int, ...] = ()
     note: str = ""
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,6 +319,7 @@ class Shim:
             "pids_left": pids_left[:100],
             "log_bytes": self._log.read_bytes,
             "log_lost_bytes": self._log.lost_bytes,
+            "asked": self._term_asked or self._kill_asked,
             "note": self._note,
         }
         if self._exit_fd >= 0 and self._record_in_room(json.dumps(said).encode()):
