@@ -118,7 +118,7 @@ def test_sigterm_stops_all_and_the_exit_status_is_that_of_an_orderly_stop(place:
         assert list((daemon.runtime / "runs").iterdir()) == []
         whys = [record.get("why") for record in daemon.records()]
         assert whys[-1] == "stopped", "the daemon's own last word: it was not cut off by the end of the namespace"
-        assert whys.count("run 1 ended: exit code 0") == 2
+        assert whys.count("run 1 ended as it was told to: exit code 0") == 2
 
 
 def test_signals_that_mean_nothing_do_nothing(place: Path) -> None:
