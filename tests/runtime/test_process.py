@@ -125,7 +125,10 @@ def test_an_engine_inherits_nothing() -> None:
         assert sorted(fds) == ["0", "1", "2", "3"], fds  # 3 is the folder that ls reads
         assert fds["0"] == "/dev/null"
         assert fds["1"] == fds["2"]
-        assert {line.split(":")[1].strip() for line in site.lines() if line.startswith("Sig")} == {"0" * 16}
+        masks = [int(line.split(":")[1], 16) for line in site.lines() if line.startswith("Sig")]
+        assert masks
+        # Signals 32 and 33 are the C library's own: nobody can reset them through it, and GNU make leaves them ignored.
+        assert not any(mask & ~(1 << 31 | 1 << 32) for mask in masks), masks
 
     run(test)
 
