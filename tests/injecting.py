@@ -107,6 +107,8 @@ class DeafFileSystem:
         if libc.mount(b"deaf", os.fsencode(self.path), b"fuse", 0, options):
             os.close(self._fd)
             pytest.skip(f"needs the right to mount: {os.strerror(ctypes.get_errno())}")
+        #: Threads whose request was taken and is not answered.
+        self.waiting: set[int] = set()
         self._serving = threading.Thread(target=self._serve, daemon=True)
         self._serving.start()
 
@@ -116,8 +118,10 @@ class DeafFileSystem:
                 request = os.read(self._fd, 1 << 20)
             except OSError:  # unmounted
                 return
-            _length, opcode, unique = struct.unpack_from("<IIQ", request)
-            if opcode == 26:
+            _length, opcode, unique, _node, _uid, _gid, caller = struct.unpack_from("<IIQQIII", request)
+            if opcode != 26:
+                self.waiting.add(caller)
+            else:
                 _major, minor = struct.unpack_from("<II", request, 40)
                 body = struct.pack("<IIIIHHI", 7, min(minor, 31), 0, 0, 1, 1, 4096).ljust(64, b"\0")
                 os.write(self._fd, struct.pack("<IiQ", 16 + len(body), 0, unique) + body)

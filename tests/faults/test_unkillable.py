@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -72,7 +72,10 @@ def sleeper(place: Path) -> tuple[str, Path]:
 
 def threads_asleep(pid: int) -> bool:
     """Tell whether a thread of the process sleeps in the kernel where no signal wakes it."""
-    states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").iterdir()]
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # the other threads are just going
+            states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
     return "D" in states
 
 
@@ -95,6 +98,8 @@ def put_to_sleep(daemon: Host, deaf: DeafFileSystem, asked: Path) -> int:
     asked.with_suffix(".new").write_text(f"{deaf.path}/x")
     asked.with_suffix(".new").rename(asked)
     until(Path(f"{asked}.taken").exists)
+    # Until the file system has taken its request, a thread still dies of a signal.
+    until(lambda: deaf.waiting & {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()})
     os.kill(pid, signal.SIGKILL)
     until(lambda: threads_asleep(pid))
     return pid
