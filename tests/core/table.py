@@ -149,6 +149,7 @@ def situations() -> Iterator[tuple[str, Replica]]:
     yield "clearing, wanted down", at(Clearing(SINCE, RUN, Reason.OPERATOR), down)
     yield "backoff", at(Backoff(SINCE, RUN, CRASH, NOW))
     yield "failed, one more try due", at(Failed(SINCE, RUN, CRASH, NOW, INPUTS), inputs=INPUTS)
+    yield "failed, look due", at(Failed(SINCE, RUN, CRASH, NOW + 50, INPUTS, NOW), inputs=INPUTS)
     yield "failed for good, look due", at(Failed(SINCE, RUN, BAD_WEIGHTS, None, INPUTS, NOW), inputs=INPUTS)
     yield "failed for good, looking", at(Failed(SINCE, RUN, BAD_WEIGHTS, None, INPUTS), inputs=INPUTS)
 

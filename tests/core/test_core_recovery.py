@@ -230,7 +230,7 @@ def test_reboot_is_no_failure_and_history_moves_to_the_new_clock() -> None:
 def test_failed_and_backoff_keep_their_instants() -> None:
     failed = Failed(1, 3, CRASH, 2500, INPUTS)
     after, actions, _ = resume(replica(failed, last_run=3))
-    assert (after.phase, actions) == (failed, ())
+    assert (after.phase, actions) == (replace(failed, recheck_at=NOW), ())
     for_good = Failed(1, 3, BAD_WEIGHTS, None, INPUTS, 1)
     after, _, _ = resume(replica(for_good, last_run=3))
     assert deadline(after) == NOW

@@ -10,6 +10,7 @@ from core import invariants
 from core.samples import (
     ADDRESS,
     BAD_WEIGHTS,
+    CRASH,
     DIGEST,
     INPUTS,
     NO_MEMORY,
@@ -25,7 +26,7 @@ from core.samples import (
     spawned,
 )
 from core.script import DOWN, at, drained, play, probe, ready_at
-from modelsupd.core.actions import Clear, Kill, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.actions import Abandon, Clear, Kill, Recheck, Resolve, Spawn, Terminate, Watch
 from modelsupd.core.events import (
     Cleared,
     Event,
@@ -44,8 +45,9 @@ from modelsupd.core.events import (
     Unresolved,
 )
 from modelsupd.core.health import begin
-from modelsupd.core.phases import Failed, Spawning, Starting, Want
+from modelsupd.core.phases import Failed, Resolving, Spawning, Starting, Want
 from modelsupd.core.replica import deadline, step
+from modelsupd.core.restart import History
 from modelsupd.core.spec import StopLimits
 
 NO_TERM = StopLimits(drain_timeout_s=0)
@@ -129,7 +131,7 @@ def test_stop_while_resolving_and_start_again_leaves_the_old_look_stale() -> Non
     play(
         replica(),
         at(0, RestartAsked(), "resolving", Resolve(1)),
-        at(1, StopAsked(), "stopped"),
+        at(1, StopAsked(), "stopped", Abandon(1)),
         at(1, resolved(1), "stopped"),
         at(2, StartAsked(), "resolving", Resolve(2)),
         at(3, resolved(1, DIGEST, OTHER_INPUTS), "resolving"),
@@ -169,7 +171,7 @@ def test_early_crashes_back_off_and_then_fail_and_get_one_more_try() -> None:
         )
         current, actions = step(current, exited(run), now)
         assert actions == ()
-        due = deadline(current)
+        due = current.phase.retry_at if isinstance(current.phase, Failed) else deadline(current)
         assert due is not None
         pauses.append(due - now)
         if isinstance(current.phase, Failed):
@@ -186,7 +188,8 @@ def test_early_crashes_back_off_and_then_fail_and_get_one_more_try() -> None:
         at(now + 300, spawned(run), "starting", Watch(run)),
         at(now + 301, exited(run), "failed", reason="the one more try after the cool-down failed too"),
     )
-    assert deadline(once_more) == now + 301 + 600
+    assert isinstance(once_more.phase, Failed)
+    assert once_more.phase.retry_at == now + 301 + 600
 
 
 def test_permanent_failure_waits_for_a_change_and_for_nothing_else() -> None:
@@ -255,3 +258,31 @@ def test_descendants_are_cleared_before_anything_follows() -> None:
         at(33, Ticked(), "clearing"),
         at(34, Cleared(1), "resolving", Resolve(2)),
     )
+
+
+def test_a_new_declaration_while_resolving_lets_go_of_the_old_fetch() -> None:
+    play(
+        replica(),
+        at(0, StartAsked(), "resolving", Resolve(1)),
+        at(1, Respecified(replica().spec, OTHER_DIGEST), "resolving", Abandon(1), Resolve(2)),
+    )
+
+
+def test_what_the_hub_does_not_have_is_asked_for_again_without_a_count_against_the_engine() -> None:
+    failure = Failure(FailureClass.WEIGHTS_UNAVAILABLE, "no such repository")
+    failed = play(
+        replace(replica(Resolving(0, 1), last_run=1), history=History((), 0, 0, 2)),
+        at(1, Unresolved(1, failure, INPUTS), "failed", reason="asked for again after the cool-down"),
+    )
+    assert isinstance(failed.phase, Failed)
+    assert failed.phase.retry_at == 301
+    assert failed.history == History((), 0, 0, 2)
+
+
+def test_what_waits_for_its_cool_down_starts_when_its_inputs_change() -> None:
+    failed = replace(replica(Failed(0, 1, CRASH, 300, INPUTS, 5), last_run=1), inputs=INPUTS)
+    looking = play(failed, at(5, Ticked(), "failed", Recheck(1)))
+    assert deadline(looking) == 300
+    as_it_was = play(looking, at(6, Rechecked(1, INPUTS), "failed"))
+    assert deadline(as_it_was) == 11
+    play(looking, at(6, Rechecked(1, OTHER_INPUTS), "resolving", Resolve(2), reason="changed"))

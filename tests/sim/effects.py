@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from modelsupd.core.actions import Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
 from modelsupd.core.events import (
     Cleared,
     Event,
@@ -28,7 +28,8 @@ from modelsupd.core.phases import Fault, Killing, Replica, Spawning
 from sim.world import CRASH, PERMANENT, Run, World
 
 UNREACHABLE = Failure(FailureClass.UNREACHABLE, "the file system does not answer")
-
+UNAVAILABLE = Failure(FailureClass.WEIGHTS_UNAVAILABLE, "the hub has no such weights")
+ABANDONED = Failure(FailureClass.UNREACHABLE, "given up")
 
 _VERDICTS = frozenset({FailureClass.HUNG, FailureClass.START_STALLED})
 
@@ -40,18 +41,21 @@ class SimEffects:
         """Act on `world`."""
         self._world = world
         self._intended = intended
+        self._fetches: dict[str, tuple[int, asyncio.Event]] = {}
 
     async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: C901, PLR0911 - one case an action
         """Carry out one action."""
         world, name = self._world, replica.name
         self._intended(replica, action)
-        if not isinstance(action, Terminate | Kill | Spawn) and world.happens(world.rates.effect_raises):
+        if not isinstance(action, Abandon | Terminate | Kill | Spawn) and world.happens(world.rates.effect_raises):
             world.tell(f"{name}: the effect {action} raises")
             self._excuse(name, action.run)
             raise RuntimeError("an effect that breaks")
         match action:
             case Resolve(run=number):
                 return await self._resolve(replica, number)
+            case Abandon(run=number):
+                self._abandon(name, number)
             case Recheck(run=number):
                 await asyncio.sleep(world.rng.uniform(0.001, 0.1))
                 return Rechecked(number, self._inputs(name))
@@ -81,14 +85,39 @@ class SimEffects:
         return f"inputs-{self._world.inputs.get(name, 0)}"
 
     async def _resolve(self, replica: Replica, number: int) -> Event:
-        world, inputs = self._world, self._inputs(replica.name)
-        # Weights may lie on a disk that is far away and asleep.
-        await asyncio.sleep(world.rng.choice([0.001, world.rng.uniform(0, 1), world.rng.uniform(0, 5)]))
+        world, name, inputs = self._world, replica.name, self._inputs(replica.name)
+        if name in self._fetches:
+            raise world.violated(f"{name} looks for the weights of run {number} beside those of another run")
+        # Weights may lie on a disk that is far away and asleep, or have to be fetched first.
+        takes_s = world.rng.choice([0.001, world.rng.uniform(0, 1), world.rng.uniform(0, 5)])
+        if world.happens(world.rates.fetches):
+            takes_s = world.rng.uniform(1, 60)
+        given_up = asyncio.Event()
+        self._fetches[name] = number, given_up
+        try:
+            async with asyncio.timeout(takes_s):
+                await given_up.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if self._fetches.get(name, (0, None))[1] is given_up:
+                del self._fetches[name]
+        if given_up.is_set():
+            return Unresolved(number, ABANDONED, inputs)
+        if world.happens(world.rates.fetches / 4):
+            return Unresolved(number, UNAVAILABLE, inputs)
         if replica.name in world.bad_inputs and world.happens(0.3):
             return Unresolved(number, PERMANENT, inputs)
         if world.happens(world.rates.spawn_fails / 2):
             return Unresolved(number, UNREACHABLE, "")
         return Resolved(number, replica.digest, inputs)
+
+    def _abandon(self, name: str, number: int) -> None:
+        found = self._fetches.pop(name, None)
+        if found is not None:
+            if found[0] != number:
+                raise self._world.violated(f"{name} gives up run {number}, but it is run {found[0]} that is looked for")
+            found[1].set()
 
     async def _spawn(self, replica: Replica, number: int) -> Event:
         world, name = self._world, replica.name

@@ -54,6 +54,7 @@ class Rates:
     withstands_kill: float
     leaves_descendants: float
     # of what the daemon asks for
+    fetches: float
     spawn_fails: float
     effect_raises: float
     slow_sync: float
@@ -99,6 +100,7 @@ def draw(rng: random.Random) -> Rates:
         ignores_term=share(),
         withstands_kill=share(0.5),
         leaves_descendants=share(),
+        fetches=share(),
         spawn_fails=share(0.5),
         effect_raises=share(0.05),
         slow_sync=share(0.5),

@@ -1,7 +1,7 @@
 """What to do, in the imperative.
 
-Every action but `Terminate` and `Kill` starts an effect that ends by exactly one event of the same run; `Watch` is
-the effect behind a running process and ends by `Exited`.
+Every action but `Abandon`, `Terminate` and `Kill` starts an effect that ends by exactly one event of the same run;
+`Watch` is the effect behind a running process and ends by `Exited`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ from modelsupd.core.events import ProbeKind
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
-    """Look for weights and binary; ends by `Resolved` or `Unresolved`."""
+    """Look for weights and binary, fetch what is missing; ends by `Resolved` or `Unresolved`."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Let go of the `Resolve` of this run, which then ends soon; what was fetched is kept."""
 
     run: int
 
@@ -70,4 +77,4 @@ class Clear:
     timeout_s: float
 
 
-Action = Resolve | Recheck | Spawn | Watch | Probe | Terminate | Kill | Clear
+Action = Resolve | Abandon | Recheck | Spawn | Watch | Probe | Terminate | Kill | Clear

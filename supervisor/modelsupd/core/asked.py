@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from modelsupd.core.actions import Abandon
 from modelsupd.core.events import Halted, Hurried, Removed, Respecified, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.moves import NOTHING, Step, begin, end, forgiven, kill, terminate
 from modelsupd.core.phases import (
@@ -67,7 +68,10 @@ def respecified(replica: Replica, event: Respecified, now: float) -> Step:
             return begin(replica, words, now)
         return replica, NOTHING
     replica = _pardoned(replica, Reason.REPLACED)
-    if isinstance(replica.phase, Backoff | Failed | Resolving | Stopped) and replica.runs_wanted:
+    if isinstance(replica.phase, Resolving) and replica.runs_wanted:
+        after, actions = begin(replica, words, now)
+        return after, (Abandon(replica.last_run), *actions)
+    if isinstance(replica.phase, Backoff | Failed | Stopped) and replica.runs_wanted:
         return begin(replica, words, now)
     if isinstance(replica.phase, Starting | Ready) and replica.phase.process.digest != event.digest:
         return end(replica, Reason.REPLACED, words, now)
@@ -100,7 +104,9 @@ def hurried(replica: Replica, event: Hurried, now: float) -> Step:
 
 def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed: bool) -> Step:
     """No process is wanted any more: end one that runs, and leave every phase that waits for another."""
-    if isinstance(replica.phase, Resolving | Backoff | Failed):
+    if isinstance(replica.phase, Resolving):
+        return replace(replica, phase=Stopped(now), reason=words), (Abandon(replica.last_run),)
+    if isinstance(replica.phase, Backoff | Failed):
         return replace(replica, phase=Stopped(now), reason=words), NOTHING
     if isinstance(replica.phase, Starting | Ready):
         return end(replica, reason, words, now)

@@ -29,6 +29,7 @@ class FailureClass(StrEnum):
     SPAWN = "spawn"
     NO_SPACE = "no-space"
     UNREACHABLE = "unreachable"
+    WEIGHTS_UNAVAILABLE = "weights-unavailable"
     INTERNAL = "internal"
 
 
@@ -180,11 +181,12 @@ class Lagged:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The weights and the binary are there; `inputs` is a fingerprint of both."""
+    """The weights and the binary are there; `inputs` a fingerprint of both, `evidence` how the weights were proven."""
 
     run: int
     digest: str
     inputs: str
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,8 +99,7 @@ def after_fault(replica: Replica, fault: Fault, now: float) -> Step:
             return begin(replica, f"{words}; started again at once", now)
         backoff = Backoff(now, replica.last_run, failure, decision.at)
         return replace(replica, phase=backoff, reason=f"{words}; next start in {decision.at - now:.1f} s"), NOTHING
-    recheck_at = now + policy.recheck_s if decision.retry_at is None else None
-    failed = Failed(now, replica.last_run, failure, decision.retry_at, replica.inputs, recheck_at)
+    failed = Failed(now, replica.last_run, failure, decision.retry_at, replica.inputs, now + policy.recheck_s)
     return replace(replica, phase=failed, reason=f"{words}; {decision.why}"), NOTHING
 
 

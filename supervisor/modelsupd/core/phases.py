@@ -157,7 +157,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Given up, until `retry_at` or, where that is None, until `inputs` change; they are looked at at `recheck_at`."""
+    """Given up, until `retry_at`, if that is not None, or until `inputs` change; they are looked at at `recheck_at`."""
 
     since: float
     run: int

@@ -132,7 +132,7 @@ def _phase(data: dict[str, Any], now: float) -> Phase:
         data["next_at"] = now
     if kind is Clearing:
         data["stuck"] = tuple(data["stuck"])
-    if kind is Failed and data["retry_at"] is None:
+    if kind is Failed:
         data["recheck_at"] = now
     return kind(**data)
 

@@ -133,7 +133,7 @@ def _ticked(replica: Replica, _event: Ticked, now: float) -> Step:  # noqa: C901
         case Clearing():
             looking = replace(phase, again_at=None)
             return replace(replica, phase=looking), (clear(replica),)
-        case Failed(retry_at=None):
+        case Failed() if phase.retry_at is None or now < phase.retry_at:
             return replace(replica, phase=replace(phase, recheck_at=None)), (Recheck(replica.last_run),)
         case Failed():
             again = replace(replica, restarts=replica.restarts + 1)
@@ -184,7 +184,7 @@ def _resolved(replica: Replica, event: Resolved, now: float) -> Step:
     if not isinstance(phase, Resolving):
         raise InvalidTransition(replica, event)
     spawning = Spawning(now, event.run, event.digest)
-    words = f"starting run {event.run}"
+    words = f"starting run {event.run}{f'; {event.evidence}' if event.evidence else ''}"
     return replace(replica, phase=spawning, inputs=event.inputs, reason=words), (Spawn(event.run),)
 
 

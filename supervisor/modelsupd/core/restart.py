@@ -77,6 +77,8 @@ def after_failure(  # noqa: PLR0911 - one way out for each kind of decision
     """
     if failure.kind in PERMANENT:
         return GiveUp(None, history, "another start would end the same way")
+    if failure.kind is FailureClass.WEIGHTS_UNAVAILABLE:
+        return GiveUp(now + policy.cool_down_s, history, "asked for again after the cool-down")
     if failure.kind is FailureClass.ADDRESS_IN_USE and history.addresses < FREE_ADDRESS_RETRIES:
         return Retry(now, History(history.failed_at, history.streak, history.cool_downs, history.addresses + 1))
     if failure.kind in _BLAMELESS:

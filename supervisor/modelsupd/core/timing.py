@@ -29,6 +29,6 @@ def deadline(replica: Replica) -> float | None:  # noqa: PLR0911 - one case a ph
         case Clearing():
             return phase.again_at
         case Failed():
-            return phase.recheck_at if phase.retry_at is None else phase.retry_at
+            return min((at for at in (phase.recheck_at, phase.retry_at) if at is not None), default=None)
         case _:
             return None

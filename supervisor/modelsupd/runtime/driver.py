@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from modelsupd.core.actions import Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
 from modelsupd.core.events import (
     Event,
     Exit,
@@ -63,7 +63,7 @@ STORY_LENGTH = 20
 
 
 class Effects(Protocol):
-    """Acts. An effect ends by returning one event of its run, or None for `Terminate` and `Kill`."""
+    """Acts. An effect ends by returning one event of its run, or None for `Abandon`, `Terminate`, `Kill`."""
 
     async def perform(self, replica: Replica, action: Action) -> Event | None:
         """Carry out one action on a replica as it was when the action was decided."""
@@ -394,5 +394,5 @@ def failed_effect(action: Action, error: Exception, replica: Replica) -> Event |
             return Probed(run, kind, Outcome.VOID, failure.detail, Vitals(), Vitals())
         case Clear(run=run):
             return Stuck(run, (), f"run {run} cannot be cleared: {error}")
-        case Terminate() | Kill():
+        case Abandon() | Terminate() | Kill():
             return None

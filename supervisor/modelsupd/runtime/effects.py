@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from modelsupd.core.actions import Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
 from modelsupd.core.events import (
     Cleared,
     Event,
@@ -72,6 +72,8 @@ class RuntimeEffects:
         match action:
             case Resolve():
                 return await self._resolve(replica, action)
+            case Abandon():
+                return None
             case Recheck(run=run):
                 return await self._recheck(replica, run)
             case Spawn():

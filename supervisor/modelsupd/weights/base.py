@@ -1,0 +1,158 @@
+"""What the modules of this package hand to one another. All sizes in bytes; digests in lower-case hex."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from modelsupd.core.events import Failure, FailureClass
+
+
+class Role(StrEnum):
+    """What a part is to its model."""
+
+    WEIGHTS = "weights"
+    MMPROJ = "mmproj"
+    DRAFT = "draft"
+    LORA = "lora"
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A repository of the hub, or one file of it; of a split GGUF, `file` names any shard and means all of them."""
+
+    repo: str
+    revision: str = "main"
+    file: str | None = None
+
+    def __str__(self) -> str:
+        """Return it as it is declared; `@main` is left out."""
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return f"hf:{self.repo}{revision}" + (f"/{self.file}" if self.file else "")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSource:
+    """A file or a folder of this host; of a split GGUF, the first shard."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return str(self.path)
+
+
+Source = HubSource | LocalSource
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that a model's engine loads. `allow` and `ignore` are glob patterns that choose among a repo's files.
+
+    `sha256` pins a source of a single file in models.toml itself.
+    """
+
+    role: Role
+    source: Source
+    allow: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One file of a source: its path inside it (POSIX), size, and digest.
+
+    `blob` is the name of the file in the hub's cache: the sha256 again, or git's sha1 of a small file, whose `sha256`
+    is None until somebody has had the bytes.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str | None = None
+    blob: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """All files of a source at one commit; `commit` is None for local files."""
+
+    source: str
+    commit: str | None
+    files: tuple[Pin, ...]
+    allow: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+class WeightsError(Exception):
+    """Why weights cannot be used, with the class that decides what follows; the text is for people.
+
+    `retry_after_s` is what a server asked for, `path` the file where it is about one.
+    """
+
+    def __init__(
+        self, kind: FailureClass, words: str, *, retry_after_s: float | None = None, path: Path | None = None
+    ) -> None:
+        """Say why, in words that begin with `cannot`."""
+        super().__init__(words)
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+        self.path = path
+
+    @property
+    def failure(self) -> Failure:
+        """Return it as the core knows it."""
+        return Failure(self.kind, str(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one state of a file from another without reading it: (device, inode, size, mtime)."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    def __str__(self) -> str:
+        """Return it as it stands in fingerprints and in the names of verdicts."""
+        return f"{self.device:x}-{self.inode:x}-{self.size_bytes:x}-{self.mtime_ns:x}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fetch or a verification has come, summed over files; `rate` in bytes a second, None when unknown."""
+
+    doing: str
+    done_bytes: int
+    total_bytes: int
+    rate: float | None = None
+
+    @property
+    def left_s(self) -> float | None:
+        """Return the time left in seconds, where it can be told."""
+        return (self.total_bytes - self.done_bytes) / self.rate if self.rate else None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where weights are kept and how they are fetched: `[weights]` of models.toml, with its defaults filled in.
+
+    `cache_dir` is the hub's cache (the folder that holds `models--ORG--NAME`), `state_dir` holds verdicts, records and
+    the quarantine. `endpoint` is the hub's or a mirror's address, None for huggingface_hub's own default.
+    """
+
+    cache_dir: Path
+    state_dir: Path
+    endpoint: str | None = None
+    token_file: Path | None = None
+    offline: bool = False
+    parts: int = 4
+    part_bytes: int = 8 * 1024 * 1024
+    stall_timeout_s: float = 30.0
+    attempts: int = 8
+    backoff_initial_s: float = 1.0
+    backoff_max_s: float = 60.0
+    min_free_bytes: int = 256 * 1024 * 1024
+    lock_file: Path | None = field(default=None)
