@@ -17,7 +17,7 @@ import pytest
 import llama_server
 from modelsupd.core.events import Exit, Failure, Outcome, ProbeKind
 from modelsupd.core.spec import ModelSpec
-from modelsupd.engines.base import Adapter, adapter
+from modelsupd.engines.base import Files, Adapter, adapter
 from modelsupd.runtime.probe import Result, probe
 from waiting import until
 
@@ -77,7 +77,7 @@ def running(
 ) -> Iterator[Running]:
     """Start the engine in `folder`, yield it, and leave nothing of it behind."""
     command = adapter(spec.engine).command(
-        name, spec, binary=binary or adapter(spec.engine).binary(spec, None), weights=spec.weights
+        name, spec, binary=binary or adapter(spec.engine).binary(spec, None), files=Files.declared(spec)
     )
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))

@@ -6,7 +6,7 @@ import pytest
 
 from modelsupd.core.events import ProbeKind
 from modelsupd.core.spec import Argument, Engine, EngineSpec, HealthLimits, ModelSpec, ProbeRequest
-from modelsupd.engines.base import adapter
+from modelsupd.engines.base import Files, adapter
 
 LLAMA = adapter(Engine.LLAMA_CPP)
 COMMAND = adapter(Engine.COMMAND)
@@ -22,7 +22,7 @@ def command(*words: str, weights: str | None = None, **env: str) -> ModelSpec:
 
 def flags(spec: ModelSpec) -> list[str]:
     """Return the words after those that are always there."""
-    argv = LLAMA.command("m", spec, binary="/b", weights="/w").argv
+    argv = LLAMA.command("m", spec, binary="/b", files=Files("/w")).argv
     return list(argv[argv.index("off") + 1 :])
 
 
@@ -31,7 +31,7 @@ def refused(spec: ModelSpec) -> dict[str, str]:
 
 
 def test_llama_command() -> None:
-    made = LLAMA.command("qwen3:8b", llama(), binary="/opt/llama-server", weights="/abs/t.gguf")
+    made = LLAMA.command("qwen3:8b", llama(), binary="/opt/llama-server", files=Files("/abs/t.gguf"))
     assert made.listen == "unix"
     assert " ".join(made.argv) == (
         "/opt/llama-server --host {socket} --model /abs/t.gguf --alias qwen3:8b --metrics --no-ui --offline "
@@ -96,7 +96,7 @@ def test_llama_arguments(name: str, value: Argument, words: list[str]) -> None:
         ({"gpu_layers": 99}, "args.gpu_layers", "must be 0 with gpus = 0"),
         ({"--ctx-size": 5}, "args.--ctx-size", "without its dashes"),
         ({"ctx_size": 5, "ctx-size": 6}, "args.ctx-size", "is given twice"),
-        ({"lora": ()}, "args.lora", "is an empty list"),
+        ({"tensor_split": ()}, "args.tensor_split", "is an empty list"),
         ({"temp": float("inf")}, "args.temp", "must be a finite number"),
         ({"chat_template": "a\0"}, "args.chat_template", "holds a NUL byte"),
         ({"control_vector_layer_range": (1,)}, "args.control_vector_layer_range", "takes a list of two values"),
@@ -165,12 +165,12 @@ def test_binaries() -> None:
 
 def test_command_is_filled_in() -> None:
     spec = command("py", "--model={weights}", "--name", "{model}", "--port", "{port}", weights="w", NAME="{model}")
-    made = COMMAND.command("org/m", spec, binary="/usr/bin/py", weights="/abs/{model}")
+    made = COMMAND.command("org/m", spec, binary="/usr/bin/py", files=Files("/abs/{model}"))
     assert made.argv == ("/usr/bin/py", "--model=/abs/{model}", "--name", "org/m", "--port", "{port}")
     assert made.listen == "tcp"
     assert made.env["NAME"] == "org/m"
-    assert COMMAND.command("m", command("s", "{socket}"), binary="s", weights=None).listen == "unix"
-    assert COMMAND.command("m", command("s", PORT="{port}"), binary="s", weights=None).listen == "tcp"
+    assert COMMAND.command("m", command("s", "{socket}"), binary="s", files=Files()).listen == "unix"
+    assert COMMAND.command("m", command("s", PORT="{port}"), binary="s", files=Files()).listen == "tcp"
 
 
 @pytest.mark.parametrize(
@@ -208,3 +208,29 @@ def test_command_is_proven_by_a_chat_and_has_no_drain_probe() -> None:
         "/v1/chat/completions",
         None,
     ]
+
+
+def test_llama_loads_what_belongs_beside_the_weights() -> None:
+    spec = ModelSpec(engine=Engine.LLAMA_CPP, weights="w", mmproj="p", draft="d", lora=("a", "b"), lora_scales=(1, 0.5))
+    files = Files("/w", "/p", "/d", ("/a", "/b"))
+    argv = " ".join(LLAMA.command("m", spec, binary="/b", files=files).argv)
+    assert "--model /w --alias m --mmproj /p --model-draft /d --lora-scaled /a:1,/b:0.5 " in argv
+    plain = ModelSpec(engine=Engine.LLAMA_CPP, weights="w", lora=("a", "b"))
+    assert " --lora /a,/b " in " ".join(
+        LLAMA.command("m", plain, binary="/b", files=Files("/w", lora=("/a", "/b"))).argv
+    )
+    assert not refused(spec)
+
+
+def test_adapters_are_refused_where_the_command_line_could_not_tell_them_apart() -> None:
+    spec = ModelSpec(engine=Engine.LLAMA_CPP, weights="w", lora=("a,b.gguf", "hf:o/r/c.gguf"), lora_scales=(1.0,))
+    assert list(refused(spec)) == ["lora", "lora_scales"]
+
+
+def test_own_server_is_given_all_files() -> None:
+    spec = ModelSpec(
+        engine=Engine.COMMAND, command=("s", "{socket}", "{mmproj}", "{lora}"), mmproj="p", lora=("a", "b")
+    )
+    made = COMMAND.command("m", spec, binary="s", files=Files(None, "/p", None, ("/a", "/b")))
+    assert made.argv == ("s", "{socket}", "/p", "/a,/b")
+    assert list(refused(ModelSpec(engine=Engine.COMMAND, command=("s", "{socket}", "{draft}")))) == ["command"]

@@ -63,7 +63,7 @@ def received(engine: Running) -> bytes:
 
 
 def test_loading_is_503_then_ready(start: Start) -> None:
-    with start(load_s=0.3) as engine:
+    with start(load_s=1.0) as engine:
         seen = outcomes(engine)
         assert seen <= {Outcome.REFUSED, Outcome.LOADING, Outcome.TOKENS}
         assert Outcome.LOADING in seen
@@ -71,7 +71,7 @@ def test_loading_is_503_then_ready(start: Start) -> None:
 
 
 def test_loading_may_be_refusal_without_progress(start: Start) -> None:
-    with start(load_s=0.3, load_mode="refuse", load_silent=True) as engine:
+    with start(load_s=1.0, load_mode="refuse", load_silent=True) as engine:
         assert outcomes(engine) == {Outcome.REFUSED, Outcome.TOKENS}
         assert "load_tensors: " not in engine.log()
 

@@ -6,7 +6,7 @@ import pytest
 
 from modelsupd.core.events import Exit, FailureClass, Outcome, ProbeKind
 from modelsupd.core.spec import Argument, Engine, EngineSpec, HealthLimits, ModelSpec, ProbeRequest
-from modelsupd.engines.base import adapter, read_generation
+from modelsupd.engines.base import Files, adapter, read_generation
 from modelsupd.engines.llama_cpp_python_flags import KNOWN
 
 BINDING = adapter(Engine.LLAMA_CPP_PYTHON)
@@ -34,7 +34,7 @@ def path(kind: ProbeKind, declared: ModelSpec) -> str | None:
 
 
 def test_command() -> None:
-    made = BINDING.command("qwen3:8b", spec(), binary="/v/bin/python", weights="/abs/t.gguf")
+    made = BINDING.command("qwen3:8b", spec(), binary="/v/bin/python", files=Files("/abs/t.gguf"))
     assert made.listen == "tcp"
     assert " ".join(made.argv) == (
         "/v/bin/python -m llama_cpp.server --host {host} --port {port} --model /abs/t.gguf --model_alias qwen3:8b "
@@ -52,7 +52,7 @@ def test_command() -> None:
 
 
 def test_nothing_of_the_built_environment_is_read_as_a_setting() -> None:
-    made = BINDING.command("m", spec(), binary="python", weights="w")
+    made = BINDING.command("m", spec(), binary="python", files=Files("w"))
     ours = {*made.env, "TMPDIR", "SPT_NOENV", "MODELSUPD_RUN"}
     assert {name.lower() for name in ours} & KNOWN == set()
 
@@ -70,7 +70,7 @@ def test_nothing_of_the_built_environment_is_read_as_a_setting() -> None:
 )
 def test_arguments(args: dict[str, Argument], words: str) -> None:
     assert refused(spec(args)) == {}
-    argv = BINDING.command("m", spec(args), binary="p", weights="w").argv
+    argv = BINDING.command("m", spec(args), binary="p", files=Files("w")).argv
     assert " ".join(argv[argv.index("--verbose") + 2 :]) == words
 
 

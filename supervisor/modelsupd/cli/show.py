@@ -71,7 +71,7 @@ def command_line(env: Mapping[str, str], argv: list[str]) -> str:
 
 
 def _from_config(place: Place, target: str, *, reveal: bool) -> dict[str, Any]:
-    from modelsupd.engines.base import adapter  # noqa: PLC0415 - with a daemon it is not needed
+    from modelsupd.engines.base import Files, adapter  # noqa: PLC0415 - with a daemon it is not needed
 
     declaration = place.config().declaration
     model = target.rpartition("/")[0] if target not in declaration.models else target
@@ -82,7 +82,7 @@ def _from_config(place: Place, target: str, *, reveal: bool) -> dict[str, Any]:
     spec = declaration.models[name]
     engine = adapter(spec.engine)
     binary = engine.binary(spec, declaration.engines.get(spec.engine))
-    command = engine.command(name, spec, binary=shutil.which(binary) or binary, weights=spec.weights)
+    command = engine.command(name, spec, binary=shutil.which(binary) or binary, files=Files.declared(spec))
     masked = masked_names(command.env, spec.env)
     argv = [_filled(word) for word in command.argv]
     env = {key: MASK if key in masked and not reveal else _filled(value) for key, value in command.env.items()}

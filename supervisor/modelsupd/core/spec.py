@@ -132,7 +132,16 @@ class ModelSpec:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     engine: Engine = field(metadata={"doc": "kind of backend: llama.cpp | llama-cpp-python | command"})
-    weights: str | None = _limit(None, "path of a local file or folder, relative to models.toml")
+    weights: str | None = _limit(
+        None, "hf:ORG/REPO[@REVISION][/FILE] of the hub, or a local file or folder, relative to models.toml"
+    )
+    mmproj: str | None = _limit(None, "multimodal projector that belongs to the weights, from hub or disk as they are")
+    draft: str | None = _limit(None, "smaller model that drafts for the weights, from hub or disk as they are")
+    lora: tuple[str, ...] = _limit((), "LoRA adapters over the weights, each from hub or disk as they are")
+    lora_scales: tuple[float, ...] = _limit((), "how strongly each LoRA adapter is applied, in their order; by default 1")
+    allow: tuple[str, ...] = _limit((), "of a whole repository of the hub, only the files that match one of these")
+    ignore: tuple[str, ...] = _limit((), "of a whole repository of the hub, no file that matches one of these")
+    sha256: str | None = _limit(None, "of weights that are a single file: start with no other content than this")
     command: tuple[str, ...] = _limit(
         (), "for engine = command: the argv; {socket}, or {host} and {port}, {weights} and {model} are filled in"
     )
@@ -189,11 +198,35 @@ class DaemonSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSpec:
+    """The `[weights]` entry: where weights of the hub are kept and how they are fetched. Times in seconds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    cache_dir: str | None = _limit(None, "cache in the hub's own layout, which other tools may share")
+    endpoint: str | None = _limit(None, "address of the hub or a mirror; by default HF_ENDPOINT, else the hub's own")
+    token_file: str | None = _limit(None, "file that holds the token for private and gated repositories")
+    offline: bool = _limit(False, "ask no hub: use what is there; HF_HUB_OFFLINE=1 does the same")
+    downloads: int = _limit(2, "models that are fetched side by side", ge=1, le=32)
+    parts: int = _limit(4, "connections over which a large file is fetched", ge=1, le=32)
+    part_bytes: int = _limit(
+        8 * 1024 * 1024, "what a connection fetches at a time; less is fetched twice after a kill", ge=65536, le=2**30
+    )
+    stall_timeout_s: float = _limit(30.0, "a connection that delivers nothing for this long is given up", gt=0)
+    attempts: int = _limit(8, "attempts in a row without any progress, before a fetch is given up", ge=1, le=1000)
+    backoff_initial_s: float = _limit(1.0, "first pause between two attempts", gt=0)
+    backoff_max_s: float = _limit(60.0, "longest pause between two attempts", gt=0)
+    min_free_bytes: int = _limit(256 * 1024 * 1024, "space on the disk that a fetch leaves free", ge=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
     """All of models.toml."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     daemon: DaemonSpec = field(default_factory=DaemonSpec, metadata={"doc": "the daemon itself"})
+    weights: WeightsSpec = field(
+        default_factory=WeightsSpec, metadata={"doc": "where weights of the hub are kept and how they are fetched"}
+    )
     engines: Mapping[str, EngineSpec] = field(default_factory=dict, metadata={"doc": "where engines live"})
     models: Mapping[str, ModelSpec] = field(default_factory=dict, metadata={"doc": "what clients may ask for"})
 
@@ -207,10 +240,16 @@ class Problem:
     why: str
 
 
-def launch_digest(spec: ModelSpec, binary: str = "") -> str:
+#: What decides about a process only where it is given. Left out of the digest where it is not, so that those which the
+#: journal holds from before there was such a field stay what they are.
+_WHERE_GIVEN = ("mmproj", "draft", "lora", "lora_scales", "allow", "ignore", "sha256")
+
+
+def launch_digest(spec: ModelSpec, binary: str = "", locked: str = "") -> str:
     """Return 16 hex digits that change when, and only when, the engine's process would be started differently.
 
     Limits, aliases and the number of replicas are the supervisor's own and can change under a running engine.
+    `locked` is a digest of what the lock file says of the model's weights, "" where it says nothing.
     """
     launched = {
         "engine": spec.engine,
@@ -222,4 +261,7 @@ def launch_digest(spec: ModelSpec, binary: str = "") -> str:
         "env": dict(spec.env),
         "log": dataclasses.asdict(spec.log),
     }
+    launched |= {name: value for name in _WHERE_GIVEN if (value := getattr(spec, name))}
+    if locked:
+        launched["locked"] = locked
     return hashlib.sha256(json.dumps(launched, sort_keys=True).encode()).hexdigest()[:16]

@@ -65,6 +65,21 @@ class Request:
     body: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What an engine loads, as paths of this host: what was found and verified, or, before that, what is declared."""
+
+    weights: str | None = None
+    mmproj: str | None = None
+    draft: str | None = None
+    lora: tuple[str, ...] = ()
+
+    @classmethod
+    def declared(cls, spec: ModelSpec) -> Files:
+        """Return the sources themselves, for when a command is shown before anything was resolved."""
+        return cls(spec.weights, spec.mmproj, spec.draft, spec.lora)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What an answer shows: `evidence` for people, and the engine's own counters where it tells them."""
@@ -93,8 +108,8 @@ class Adapter(Protocol):
     def binary(self, spec: ModelSpec, engine: EngineSpec | None) -> str:
         """Return the engine's program as declared: a path, a name to be found on PATH, or "" for our interpreter."""
 
-    def command(self, name: str, spec: ModelSpec, *, binary: str, weights: str | None) -> Command:
-        """Return how to start it, with `binary` and `weights` as resolved paths."""
+    def command(self, name: str, spec: ModelSpec, *, binary: str, files: Files) -> Command:
+        """Return how to start it, with `binary` and `files` as resolved paths."""
 
     def request(self, kind: ProbeKind, name: str, spec: ModelSpec) -> Request | None:
         """Return the request of that probe, None where this engine has no such probe."""
@@ -138,9 +153,13 @@ def common_problems(spec: ModelSpec, owned_env: Mapping[str, str] = OWNED_ENV) -
     path = spec.health.alive_path
     if path is not None and not re.fullmatch(r"/[!-~]*", path):
         found.append(Problem(("health", "alive_path"), path, "must begin with '/' and hold no spaces"))
-    for placeholder in PLACEHOLDERS:
-        if placeholder in (spec.weights or ""):
-            found.append(Problem(("weights",), spec.weights, f"cannot hold '{placeholder}', which would be filled in"))
+    declared = {"weights": spec.weights, "mmproj": spec.mmproj, "draft": spec.draft, "lora": "\n".join(spec.lora)}
+    found += [
+        Problem((name,), value, f"cannot hold '{placeholder}', which would be filled in")
+        for name, value in declared.items()
+        for placeholder in PLACEHOLDERS
+        if placeholder in (value or "")
+    ]
     return found
 
 

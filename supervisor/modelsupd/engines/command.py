@@ -17,6 +17,7 @@ from modelsupd.engines.base import (
     PLACEHOLDERS,
     Answer,
     Command,
+    Files,
     Request,
     base_env,
     clip,
@@ -27,7 +28,8 @@ from modelsupd.engines.base import (
 )
 
 #: Filled in by the adapter itself; the others by the shim.
-_OURS = ("{weights}", "{model}", "{gpus}")
+_FILES = ("weights", "mmproj", "draft", "lora")
+_OURS = (*(f"{{{name}}}" for name in _FILES), "{model}", "{gpus}")
 
 #: Not uvicorn's "Application startup complete", which comes before it binds its address.
 _READY = re.compile(r"Uvicorn running on|[Ll]istening (?:on|at)\b")
@@ -73,8 +75,7 @@ class CommandAdapter:
         if "{socket}" not in text and "{port}" not in text:
             why = "must hold '{socket}', or '{host}' and '{port}': modelsupd gives every run an endpoint of its own"
             found.append(Problem(("command",), spec.command, why))
-        if "{weights}" in text and not spec.weights:
-            found.append(Problem(("command",), spec.command, "holds '{weights}', but there are none: set 'weights'"))
+        found += _file_problems(spec, text)
         for word in sorted(set(re.findall(r"\{\w+\}", "\n".join(spec.command)))):
             near = difflib.get_close_matches(word, (*PLACEHOLDERS, *_OURS), n=1, cutoff=0.75)
             if near and near[0] != word:
@@ -85,12 +86,13 @@ class CommandAdapter:
         """Return the first word of the command line."""
         return spec.command[0] if spec.command else ""
 
-    def command(self, name: str, spec: ModelSpec, *, binary: str, weights: str | None) -> Command:
-        """Return the operator's command line with {weights}, {model} and {gpus} filled in."""
+    def command(self, name: str, spec: ModelSpec, *, binary: str, files: Files) -> Command:
+        """Return the operator's command line with the paths of files, {model} and {gpus} filled in."""
+        values = {"{weights}": files.weights, "{mmproj}": files.mmproj, "{draft}": files.draft}
+        values |= {"{lora}": ",".join(files.lora), "{model}": name, "{gpus}": ""}
 
         def fill(text: str) -> str:
-            values = {"{weights}": weights or spec.weights or "", "{model}": name, "{gpus}": ""}
-            return re.sub(r"\{(?:weights|model|gpus)\}", lambda found: values[found[0]], text)
+            return re.sub("|".join(map(re.escape, _OURS)), lambda found: values[found[0]] or "", text)
 
         env = {key: fill(value) for key, value in base_env(spec).items()}
         argv = (binary, *(fill(word) for word in spec.command[1:]))
@@ -126,3 +128,14 @@ class CommandAdapter:
         lines = patterns.clean(log_tail)
         telling = [line for line in lines if _LOADING.search(line)] or lines
         return clip(telling[-1]) if telling else None
+
+
+def _file_problems(spec: ModelSpec, text: str) -> list[Problem]:
+    found = [
+        Problem(("command",), spec.command, f"holds '{{{name}}}', but there are none: set '{name}'")
+        for name in _FILES
+        if f"{{{name}}}" in text and not getattr(spec, name)
+    ]
+    if spec.lora_scales:
+        found.append(Problem(("lora_scales",), spec.lora_scales, "is not for engine = 'command'"))
+    return found

@@ -20,6 +20,7 @@ from modelsupd.engines.base import (
     OWNED_ENV,
     Answer,
     Command,
+    Files,
     Request,
     base_env,
     clip,
@@ -109,6 +110,7 @@ class LlamaCppAdapter:
         if spec.python:
             found.append(Problem(("python",), spec.python, "is for engines in Python; llama-server is a 'binary'"))
         found += _argument_problems(spec)
+        found += _lora_problems(spec)
         wants_embedding = _embeds(spec)
         if spec.health.probe_request is ProbeRequest.EMBEDDING and not wants_embedding:
             why = "asks for what llama-server does without args.embedding = true"
@@ -119,9 +121,10 @@ class LlamaCppAdapter:
         """Return the binary of the model, else of [engines], else the name `llama-server`."""
         return spec.binary or (engine.binary if engine else None) or "llama-server"
 
-    def command(self, name: str, spec: ModelSpec, *, binary: str, weights: str | None) -> Command:
+    def command(self, name: str, spec: ModelSpec, *, binary: str, files: Files) -> Command:
         """Return the command line, on a unix socket; the model's own flags come last."""
-        argv = [binary, "--host", "{socket}", "--model", weights or spec.weights or "", "--alias", name]
+        argv = [binary, "--host", "{socket}", "--model", files.weights or "", "--alias", name]
+        argv += _beside(spec, files)
         argv += ["--metrics", "--no-ui", "--offline", "--log-colors", "off"]
         given = {_key(key): value for key, value in spec.args.items()}
         if not given.keys() & {"ctx_size", "kv_unified_per_slot"}:
@@ -170,6 +173,28 @@ def _key(name: str) -> str:
 
 def _embeds(spec: ModelSpec) -> bool:
     return any(_key(name) in flags.EMBEDDING and value is True for name, value in spec.args.items())
+
+
+def _lora_problems(spec: ModelSpec) -> list[Problem]:
+    found = [
+        Problem(("lora",), path, "cannot hold ',' or ':', which separate adapters and scales on the command line")
+        for path in spec.lora
+        if not path.startswith("hf:") and re.search("[,:]", path)
+    ]
+    if spec.lora_scales and len(spec.lora_scales) != len(spec.lora):
+        why = f"must hold one number for each of the {len(spec.lora)} in 'lora'"
+        found.append(Problem(("lora_scales",), spec.lora_scales, why))
+    return found
+
+
+def _beside(spec: ModelSpec, files: Files) -> list[str]:
+    """Return the flags for what is loaded beside the weights."""
+    argv = ["--mmproj", files.mmproj] if files.mmproj else []
+    argv += ["--model-draft", files.draft] if files.draft else []
+    if spec.lora_scales:
+        scaled = (f"{path}:{scale:g}" for path, scale in zip(files.lora, spec.lora_scales, strict=True))
+        return [*argv, "--lora-scaled", ",".join(scaled)]
+    return [*argv, "--lora", ",".join(files.lora)] if files.lora else argv
 
 
 def _argument_problems(spec: ModelSpec) -> list[Problem]:

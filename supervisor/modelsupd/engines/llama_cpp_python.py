@@ -27,6 +27,7 @@ from modelsupd.engines.base import (
     OWNED_ENV,
     Answer,
     Command,
+    Files,
     Request,
     base_env,
     clip,
@@ -102,6 +103,7 @@ class LlamaCppPythonAdapter:
         if spec.health.probe_request is ProbeRequest.EMBEDDING and not _embeds(spec):
             why = "asks for what llama-cpp-python does without args.embedding = true"
             found.append(Problem(("health", "probe_request"), "embedding", why))
+        found += _file_problems(spec)
         path = spec.health.alive_path
         if path is not None and path.startswith(_LOCKED):
             why = f"would wait behind every request, for the engine has one lock for all of them; {ALIVE_PATH} does not"
@@ -112,10 +114,12 @@ class LlamaCppPythonAdapter:
         """Return the interpreter of the model, else of [engines], else "" for the one that we run on."""
         return spec.python or (engine.python if engine else None) or ""
 
-    def command(self, name: str, spec: ModelSpec, *, binary: str, weights: str | None) -> Command:
+    def command(self, name: str, spec: ModelSpec, *, binary: str, files: Files) -> Command:
         """Return the command line, on a port of the loopback; it cannot listen on a unix socket."""
         argv = [binary, "-m", "llama_cpp.server", "--host", "{host}", "--port", "{port}"]
-        argv += ["--model", weights or spec.weights or "", "--model_alias", name]
+        argv += ["--model", files.weights or "", "--model_alias", name]
+        argv += ["--clip_model_path", files.mmproj] if files.mmproj else []
+        argv += ["--lora_path", files.lora[0]] if files.lora else []
         argv += ["--interrupt_requests", "false", "--disable_ping_events", "true", "--verbose", "true"]
         given = {_key(key): value for key, value in spec.args.items()}
         if "n_gpu_layers" not in given:
@@ -196,3 +200,14 @@ def _value_refusal(key: str, value: Argument) -> str | None:
         "must be a finite number": any(isinstance(item, float) and not math.isfinite(item) for item in values),
     }
     return next((why for why, is_so in wrong.items() if is_so), None)
+
+
+def _file_problems(spec: ModelSpec) -> list[Problem]:
+    found = []
+    if spec.draft:
+        found.append(Problem(("draft",), spec.draft, "is not for this engine: it drafts by looking up the prompt"))
+    if len(spec.lora) > 1:
+        found.append(Problem(("lora",), spec.lora, "holds more than one, and this engine loads one"))
+    if spec.lora_scales:
+        found.append(Problem(("lora_scales",), spec.lora_scales, "is not for this engine: set args.lora_scale"))
+    return found

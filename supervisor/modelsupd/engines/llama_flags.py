@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 _ENDPOINT = "modelsupd gives every run an endpoint of its own"
 _WEIGHTS = "what is loaded is said by 'weights'"
+_BESIDE = "it is said by '{}' of the model, so that it is verified as the weights are"
 _KEYS = "a key on the command line can be read by every user of the machine, and the socket is private already"
 _LOG = "modelsupd reads the engine's log to tell why it died"
 _ROUTER = "modelsupd runs one model per process, so that it can tell which one failed"
@@ -44,6 +45,11 @@ OWNED: Mapping[str, str] = {
     "gpt_oss_120b_default": _WEIGHTS,
     "vision_gemma_4b_default": _WEIGHTS,
     "vision_gemma_12b_default": _WEIGHTS,
+    "mmproj": _BESIDE.format("mmproj"),
+    "spec_draft_model": _BESIDE.format("draft"),
+    "model_draft": _BESIDE.format("draft"),
+    "lora": _BESIDE.format("lora"),
+    "lora_scaled": _BESIDE.format("lora' and 'lora_scales"),
     "mmproj_url": _OFFLINE,
     "spec_draft_hf": _OFFLINE,
     "hf_repo_draft": _OFFLINE,
@@ -142,8 +148,6 @@ JOINED: Mapping[str, str] = {
     "control_vector_scaled": ",",
     "device": ",",
     "fit_target": ",",
-    "lora": ",",
-    "lora_scaled": ",",
     "override_kv": ",",
     "override_tensor": ",",
     "rpc": ",",

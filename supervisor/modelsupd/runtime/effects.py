@@ -29,7 +29,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.phases import Replica, Spawning
 from modelsupd.core.spec import EngineSpec, StopLimits
-from modelsupd.engines.base import Adapter, adapter
+from modelsupd.engines.base import Adapter, Files, adapter
 from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
 from modelsupd.runtime.inputs import Inputs
 from modelsupd.runtime.looker import Looker
@@ -136,7 +136,7 @@ class RuntimeEffects:
         spec = replica.spec
         engine = adapter(spec.engine)
         binary = self._binaries.get(replica.name) or engine.binary(spec, self._engine(replica)) or sys.executable
-        command = engine.command(replica.model, spec, binary=binary, weights=spec.weights)
+        command = engine.command(replica.model, spec, binary=binary, files=Files.declared(spec))
         return Launch(
             replica=replica.name,
             run=run,

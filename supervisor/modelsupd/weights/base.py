@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from modelsupd.core.events import Failure, FailureClass
 
@@ -106,6 +108,22 @@ class WeightsError(Exception):
         return Failure(self.kind, str(self))
 
 
+class Stopped(Exception):  # noqa: N818 - named for what happened
+    """Told to stop by the caller's event; what was there is kept, and whoever comes next goes on from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where one file is fetched from, and the headers that go with it; one of them may hold a token, so no `repr`.
+
+    `what` names the file for people: `org/name/path`. The headers are for the host of `url` alone.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    what: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What tells one state of a file from another without reading it: (device, inode, size, mtime)."""
@@ -156,3 +174,27 @@ class Settings:
     backoff_max_s: float = 60.0
     min_free_bytes: int = 256 * 1024 * 1024
     lock_file: Path | None = field(default=None)
+
+
+class FormatError(Exception):
+    """Why a file's header cannot be read, in words that stand behind the file's name: `ends in its header`.
+
+    `unknown` says that the file may be right and only we cannot tell: newer than we know, or beyond our limits.
+    """
+
+    def __init__(self, words: str, *, unknown: bool = False) -> None:
+        """Say why."""
+        super().__init__(words)
+        self.unknown = unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Whether a file, or a set of them, is built as its format demands, told from headers and sizes alone.
+
+    `unknown` is no reason to refuse: the bytes may still be right by their digest. `words` stand behind the file's
+    name where the kind is not `ok`.
+    """
+
+    kind: Literal["ok", "unknown", "bad"]
+    words: str = ""

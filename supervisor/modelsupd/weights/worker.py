@@ -1,0 +1,95 @@
+"""`python -m modelsupd.weights.worker`: carries out one job for the daemon, in a process that may be killed.
+
+It holds what must not be in the daemon: huggingface_hub, the hashing of files that may shrink under it (which ends a
+process by SIGBUS), and hours of waiting for a network. It ends when it is told to, and when its daemon is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import BinaryIO
+
+from modelsupd.core.events import Failure, FailureClass
+from modelsupd.weights.base import Progress, WeightsError
+from modelsupd.weights.job import Stopped, carry_out
+from modelsupd.weights.wire import FileDone, Finished, Report, read_job, report_line
+
+#: Engines and whoever is served by them come first.
+NICENESS = 10
+
+#: How long an orderly end may take once the worker is told to stop, in seconds.
+STOP_WITHIN_S = 5.0
+
+#: Pause between two reports of progress, in seconds.
+REPORT_EVERY_S = 0.2
+
+
+class _Reporter:
+    """Writes reports; of progress no more than people can read."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._next_at = 0.0
+
+    def __call__(self, report: Report) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if isinstance(report, Progress):
+                if now < self._next_at:
+                    return
+                self._next_at = now + REPORT_EVERY_S
+            elif isinstance(report, FileDone):
+                self._next_at = 0.0
+            self._out.write(report_line(report))
+            self._out.flush()
+
+
+def main() -> int:
+    """Read the job from stdin, write reports to stdout, return the exit status."""
+    # Reports go where stdout went; what a library prints must not get between them.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.nice(NICENESS)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: _end(stop))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to handle
+    line = sys.stdin.buffer.readline()
+    threading.Thread(target=_until_daemon_is_gone, args=(stop,), daemon=True).start()
+    report = _Reporter(out)
+    try:
+        carry_out(read_job(line), report, stop)
+        finished = Finished()
+    except Stopped:
+        finished = Finished(Failure(FailureClass.UNREACHABLE, "cannot go on: told to stop; what was fetched is kept"))
+    except WeightsError as error:
+        finished = Finished(error.failure, error.retry_after_s)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:  # noqa: BLE001 - whatever it is, the daemon must hear of it
+        finished = Finished(Failure(FailureClass.INTERNAL, f"cannot make the weights whole: {error!r}"))
+    report(finished)
+    return 0 if finished.failure is None else 1
+
+
+def _until_daemon_is_gone(stop: threading.Event) -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    _end(stop)
+
+
+def _end(stop: threading.Event) -> None:
+    """Stop in order, or without it when that takes too long: whatever is on disk then is taken up from there."""
+    if not stop.is_set():
+        stop.set()
+        timer = threading.Timer(STOP_WITHIN_S, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
