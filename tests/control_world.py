@@ -31,6 +31,7 @@ from modelsupd.core.record import durable, plain_event
 from modelsupd.core.replica import step
 from modelsupd.core.spec import Engine, ModelSpec
 from modelsupd.errors import Refused
+from modelsupd.weights.base import Progress
 
 #: The wall time of instant 0.
 EPOCH = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
@@ -114,6 +115,8 @@ class MemoryPort:
         self.tapes = {tape.replica.name: tape for tape in tapes}
         self.read_only: str | None = None
         self.refusal: str | None = None
+        self.progress: dict[str, Progress] = {}
+        self.changed: dict[str, str] = {}
         self.reloads: list[Exception | tuple[str, ...]] = []
         self.commands: list[tuple[str, str, str]] = []
         self._log = [record for tape in tapes for record in tape.records]
@@ -130,6 +133,12 @@ class MemoryPort:
 
     def models(self) -> Mapping[str, ModelSpec]:
         return {tape.replica.model: tape.replica.spec for tape in self.tapes.values() if not tape.replica.removed}
+
+    def fetching(self) -> Mapping[str, Progress]:
+        return self.progress
+
+    def changes(self) -> Mapping[str, str]:
+        return self.changed
 
     def journal(self) -> tuple[int, str | None]:
         return len(self._all()), self.read_only

@@ -6,8 +6,10 @@ import errno
 import http.client
 import json
 import os
+import random
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -44,6 +46,24 @@ def fake_model(name: str = "m", *flags: str, extra: str = "", limits: str = QUIC
     """Return the declaration of a model that the fake engine serves."""
     command = [sys.executable, "-E", "-S", str(FAKE), "--uds", "{socket}", *flags]
     return f"[models.{name}]\nengine = 'command'\ncommand = {json.dumps(command)}\n{extra}\n{limits.format(name=name)}"
+
+
+def small_gguf(seed: int = 0, size_bytes: int = 4096) -> bytes:
+    """Return a GGUF file of one tensor: built as the format demands, and nothing that an engine could run."""
+    name, values = b"t", size_bytes // 4
+    metadata = struct.pack("<Q20sIQ5s", 20, b"general.architecture", 8, 5, b"llama")
+    tensor = struct.pack("<Q1sIQIQ", len(name), name, 1, values, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + metadata + tensor
+    data = random.Random(seed).randbytes(values * 4)  # noqa: S311 - the same bytes each time, for no secret
+    return head + bytes(-len(head) % 32) + data
+
+
+def settled(path: Path, content: bytes | None = None) -> Path:
+    """Write a file as if long ago: what was written just now is not believed to stay as it is."""
+    if content is not None:
+        path.write_bytes(content)
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    return path
 
 
 class Watched(ABC):

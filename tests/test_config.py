@@ -145,10 +145,6 @@ def test_a_wrong_setting_is_named_with_its_value_and_why(tmp_path: Path, setting
         (f"[models.m]\n{MODEL}gpus = ['GPU-1']", "models.m.gpus = ['GPU-1']: placement on GPUs is not built yet"),
         (f"[models.m]\n{MODEL}replicas = 'per-gpu'", "models.m.replicas = 'per-gpu': one replica per GPU is not built"),
         (f"[models.m]\n{MODEL}start = 'on-demand'", "models.m.start = 'on-demand': start on demand is not built yet"),
-        (
-            "[models.m]\nengine = 'llama.cpp'\nweights = 'hf:Qwen/Qwen2'",
-            "models.m.weights = 'hf:Qwen/Qwen2': downloading weights is not built yet",
-        ),
     ],
 )
 def test_a_setting_whose_feature_is_not_built_is_refused_as_that(tmp_path: Path, text: str, expected: str) -> None:
@@ -160,7 +156,7 @@ def test_a_setting_whose_feature_is_not_built_is_refused_as_that(tmp_path: Path,
     ("text", "expected"),
     [
         ("[model.x]\n", "model: unknown section; did you mean 'models'?"),
-        ("x = 1\n", "x = 1: unknown section; there are 'daemon', 'gateway', 'engines' and 'models'"),
+        ("x = 1\n", "x = 1: unknown section; there are 'daemon', 'gateway', 'weights', 'engines' and 'models'"),
         ("models = 3\n", "models = 3: must be a table, not an integer"),
         ("[models]\nm = 3\n", "models.m = 3: must be a table, not an integer"),
         ("[models.m]\n", "models.m.engine: is required"),

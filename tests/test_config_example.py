@@ -12,7 +12,7 @@ import tomli
 
 from configs import host
 from modelsupd.config import load, schema
-from modelsupd.core.spec import DaemonSpec, EngineSpec, ModelSpec
+from modelsupd.core.spec import DaemonSpec, EngineSpec, ModelSpec, WeightsSpec
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -26,11 +26,13 @@ def test_the_example_can_be_used_as_it_is(tmp_path: Path) -> None:
 
 def test_the_example_shows_every_setting_at_its_default() -> None:
     text = (REPOSITORY / "models.toml").read_text()
-    shown = tomli.loads(re.sub(r"(?m)^#(?=[a-z_]+ = )", "", text))
+    shown = tomli.loads(re.sub(r"(?m)^#(?=[a-z0-9_]+ = )", "", text))
     tiny, bound, other = (shown["models"][name] for name in ("tiny", "bound", "other"))
+    elsewhere = {name: other[name] for name in ("command", "allow", "ignore")} | {"python": bound["python"]}
     expected = {
         ("daemon",): (DaemonSpec, shown["daemon"]),
-        ("models", "tiny"): (ModelSpec, {**tiny, "command": other["command"], "python": bound["python"]}),
+        ("models", "tiny"): (ModelSpec, {**tiny, **elsewhere}),
+        ("weights",): (WeightsSpec, shown["weights"]),
         ("engines",): (EngineSpec, {**shown["engines"]["llama.cpp"], **shown["engines"]["llama-cpp-python"]}),
     }
     for path, (cls, table) in expected.items():
@@ -57,7 +59,7 @@ def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() ->
     made = schema()
     json.dumps(made)
     tables = [made, *(table for table in made["$defs"].values() if "properties" in table)]
-    assert len(tables) == 9
+    assert len(tables) == 10
     for table in tables:
         assert table["additionalProperties"] is False
         for name, setting in table["properties"].items():
@@ -67,5 +69,6 @@ def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() ->
     assert model["required"] == ["engine"]
     assert model["properties"]["replicas"]["minimum"] == 1
     assert model["properties"]["replicas"]["maximum"] == 512
+    assert model["properties"]["sha256"]["pattern"] == "^[0-9a-f]{64}$"
     assert made["$defs"]["HealthLimits"]["properties"]["probe_timeout_s"]["exclusiveMinimum"] == 0
     assert made["$defs"]["Engine"]["enum"] == ["llama.cpp", "llama-cpp-python", "command"]

@@ -47,13 +47,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "errors": "core",
         "engines": "core",
         "weights": "core errors",
-        "config": "core engines errors",
+        "config": "core engines errors weights",
         "runtime": "core engines weights errors runtime.shim",
         "runtime.shim": "",
-        "metrics": "core control errors",  # of control only the port, through which it reads what was published
-        "narrator": "core",
+        "metrics": "core control errors weights.base",  # of control only the port, through which it reads what was published
+        "narrator": "core weights.base",
         "adoption": "core runtime",
-        "control": "core errors",
+        "rounds": "core runtime",
+        "control": "core errors weights.base",
         "gateway": "core errors",
         # `run` starts the daemon, `reap` and `journal` work without one; the other verbs speak with it.
         "cli": "core engines errors config weights control daemon narrator runtime.journal runtime.paths runtime.reap",
@@ -71,14 +72,14 @@ REGISTRIES = (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("crat
 #: What may lie at the top: whatever serves only one developer's tools belongs into that developer's own settings.
 TOP = frozenset(
     """
-    .ci .gitignore CHANGELOG.md CONTRIBUTING.md LICENSE Makefile README.md bench constraints.txt docs models.toml
+    .ci .gitignore CHANGELOG.md CONTRIBUTING.md LICENSE Makefile README.md bench constraints.txt docs fuzz models.toml
     pyproject.toml supervisor tests tools units
     """.split()  # noqa: SIM905 - as above
 )
 
 
 def sources() -> list[Path]:
-    folders = [REPOSITORY / name for name in ("supervisor", "tests", "tools", "bench")]
+    folders = [REPOSITORY / name for name in ("supervisor", "tests", "tools", "bench", "fuzz")]
     return sorted(path for folder in folders for path in folder.rglob("*.py"))
 
 

@@ -28,32 +28,26 @@ from modelsupd.control.port import LaunchPlan
 from modelsupd.control.server import serve as serve_control
 from modelsupd.core.events import Event, Halted, Hurried, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, all_still, fresh, plan, targets
-from modelsupd.core.phases import Clearing, Killing, Ready, Replica
+from modelsupd.core.phases import Clearing, Killing, Replica
 from modelsupd.core.recovery import Boot
 from modelsupd.core.spec import ModelSpec, launch_digest
 from modelsupd.engines.base import adapter
 from modelsupd.errors import ModelsupdError, Refused
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
+from modelsupd.rounds import EXTEND_BY_S, Rounds
 from modelsupd.runtime.driver import NOT_WRITABLE, Driver
 from modelsupd.runtime.effects import RuntimeEffects
+from modelsupd.runtime.fetching import Fetches
 from modelsupd.runtime.identity import boot_id
+from modelsupd.runtime.inputs import Stock
 from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable, history
-from modelsupd.runtime.orphans import reap_orphans
 from modelsupd.runtime.paths import LockedError, hold
 from modelsupd.runtime.process import Processes
 from modelsupd.runtime.systemd import Notifier
+from modelsupd.weights.base import FileDone, Progress
 
 log = structlog.get_logger("daemon")
-
-#: How often the daemon looks after what is its own: journal, watchdog, orphans. In seconds.
-ROUND_S = 1.0
-
-#: How much more time is asked of the service manager while engines are being stopped, in seconds.
-EXTEND_BY_S = 10.0
-
-#: How often the disk is looked at while nobody asks for anything, in seconds.
-DISK_LOOK_S = 5.0
 
 #: The signal after so many that asked to hurry is the last one waited for.
 LAST_WARNING = 2
@@ -109,14 +103,19 @@ class Daemon:
         self._notify = Notifier()
         self._narrator = narrator.Narrator()
         self._processes = Processes(config.runtime_dir, config.state_dir)
-        self._effects = RuntimeEffects(self._processes, lambda: self._config.declaration.engines)
+        self._fetches = Fetches(lambda: self._config.declaration.weights.downloads, self._file_done)
+        self._effects = RuntimeEffects(
+            self._processes,
+            self._fetches,
+            lambda: self._config.declaration.engines,
+            lambda: Stock(self._config.weights, self._config.lock),
+        )
         self._metrics = Metrics(self, self._processes)
         self._followers: set[asyncio.Queue[Mapping[str, Any]]] = set()
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._leaving = False
-        self._looked_at = 0.0
-        self._fed_at = 0.0
         self._driver: Driver
+        self._rounds: Rounds
 
     async def main(self, reading: Reading) -> int:
         """Recover, serve until a signal says otherwise, and go."""
@@ -130,15 +129,26 @@ class Daemon:
             self._journal.on_sync = self._metrics.synced
             stack.push_async_callback(self._processes.close)
             await self._processes.open()
+            stack.push_async_callback(self._fetches.close)
             boot = Boot(time.monotonic(), boot_id(), time.time() - time.monotonic())
             self._driver = Driver(self._journal, self._effects, self, wall=lambda: datetime.now(UTC), boot=boot.mark)
             stack.push_async_callback(self._driver.close)
+            self._rounds = Rounds(
+                driver=self._driver,
+                journal=self._journal,
+                processes=self._processes,
+                fetches=self._fetches,
+                notify=self._notify,
+                effects=self._effects,
+                leaving=lambda: self._leaving,
+                compare_every_s=lambda: self._config.declaration.weights.change_look_s,
+            )
             # What can refuse to start does so before anything is decided.
             if self._config.metrics_listen is not None:
                 stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
             await self._recover(reading, boot)
             stack.push_async_callback(await serve_control(self, self.runtime_dir))
-            rounds = asyncio.create_task(self._rounds())
+            rounds = asyncio.create_task(self._rounds.go())
             stack.callback(rounds.cancel)
             self._notify.tell(READY=1)
             log.info("ready", pid=self.pid, version=self.version, config=str(self._config.path))
@@ -197,36 +207,6 @@ class Daemon:
             self.recorded(await self._journal.append(body), body)
         except Unwritable as error:
             log.warning("record lost", error=error.why, why=words)
-
-    async def _rounds(self) -> None:
-        """Look after what is the daemon's own, once a second; one round that fails does not end the others."""
-        while True:
-            await asyncio.sleep(ROUND_S)
-            try:
-                await self._round()
-            except Exception:
-                log.exception("housekeeping failed")
-
-    async def _round(self) -> None:
-        reap_orphans(self._processes.children())
-        now, was = self.now(), self._journal.read_only
-        if was is not None or now - self._looked_at >= DISK_LOOK_S:
-            self._looked_at = now
-            if not await self._journal.probe_writable() and was is None:
-                log.error("commands are refused: the journal cannot be written", why=self._journal.read_only)
-            elif was is not None and self._journal.read_only is None:
-                log.info("the journal can be written again")
-        if self._journal.read_only is None:
-            await self._driver.catch_up()
-        if self._leaving:
-            self._notify.extend(EXTEND_BY_S)
-        else:
-            ready = sum(isinstance(replica.phase, Ready) for replica in self._driver.replicas.values())
-            self._notify.status(f"{ready} of {len(self._driver.replicas)} replicas ready")
-        watchdog_s = self._notify.watchdog_s
-        if watchdog_s is not None and now - self._fed_at >= watchdog_s / 4 and self._driver.progressing():
-            self._notify.tell(WATCHDOG=1)
-            self._fed_at = now
 
     def _warn(self) -> None:
         for warning in self._config.warnings:
@@ -326,6 +306,14 @@ class Daemon:
         """Return the published state."""
         return self._driver.replicas
 
+    def fetching(self) -> Mapping[str, Progress]:
+        """Return how far the weights of each replica have come that waits for some."""
+        return self._fetches.progress()
+
+    def changes(self) -> Mapping[str, str]:
+        """Return, by replica, what has changed on disk since its engine was started."""
+        return self._rounds.changes()
+
     def models(self) -> Mapping[str, ModelSpec]:
         """Return what is declared, by name."""
         return self._config.declaration.models
@@ -383,6 +371,11 @@ class Daemon:
         """Pass a change on to the log and the metrics."""
         self._narrator.changed(before, after, event)
         self._metrics.changed(before, after, event)
+
+    def _file_done(self, replicas: frozenset[str], done: FileDone) -> None:
+        """Pass on what became of one file of weights."""
+        self._narrator.file_done(replicas, done)
+        self._metrics.file_done(replicas, done)
 
     def recorded(self, seq: int, body: Mapping[str, Any]) -> None:
         """Pass a record on to those who follow the journal."""

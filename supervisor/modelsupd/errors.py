@@ -75,7 +75,9 @@ def printable(text: str) -> str:
 
 def may_be_secret(path: Sequence[str]) -> bool:
     """Tell whether the value at this path must not be repeated: a model's environment, and keys such as `api_key`."""
-    return "env" in path[2:3] or any(_SECRET_KEY.search(part) for part in path[2:])
+    # Of models and engines the second part is a name that the operator chose.
+    own = path[2 if path and path[0] in ("models", "engines") else 1 :]
+    return "env" in path[2:3] or any(_SECRET_KEY.search(part) for part in own)
 
 
 def _shown(problem: Problem) -> str:

@@ -42,6 +42,7 @@ from modelsupd.core.phases import (
     Want,
 )
 from modelsupd.errors import ModelsupdError
+from modelsupd.weights.base import FileDone, Progress
 
 log = structlog.get_logger("metrics")
 
@@ -126,6 +127,18 @@ class Metrics:
             registry=self.registry,
         )
         self._records = Counter("modelsupd_journal_records", "Records synced to the journal.", registry=self.registry)
+        self._files = Counter(
+            "modelsupd_weights_files",
+            "Files of weights, by what became of them: fetched, verified, or found wrong and moved aside.",
+            ("model", "replica", "outcome"),
+            registry=self.registry,
+        )
+        self._file_bytes = Counter(
+            "modelsupd_weights_bytes",
+            "Bytes of weights that were fetched, verified, or moved aside.",
+            ("model", "replica", "outcome"),
+            registry=self.registry,
+        )
         ProcessCollector(registry=self.registry)  # the daemon's own process, under the names that are usual: process_*
         self._published = _Published(port, uses)
         self.registry.register(self._published)
@@ -154,6 +167,14 @@ class Metrics:
         self._probes.labels(*labels, str(seen.outcome)).inc()
         self._probe_seconds.labels(*labels).observe(seen.took_s)
 
+    def file_done(self, replicas: frozenset[str], done: FileDone) -> None:
+        """Count one file of weights, for the first of the replicas that wait for it: it is fetched once."""
+        known = self._published.models(replicas)
+        if known:
+            labels = (*known[0], done.outcome)
+            self._files.labels(*labels).inc()
+            self._file_bytes.labels(*labels).inc(done.size_bytes)
+
     def synced(self, latency_s: float, records: int) -> None:
         """Count one batch of the journal, which took `latency_s` seconds to be on disk."""
         self._syncs.observe(latency_s)
@@ -167,7 +188,9 @@ class Metrics:
 
     def _forget(self, name: str) -> None:
         self._seen.discard(name)
-        for metric in (self._restarts, self._starts, self._probe_seconds, self._probes):
+        for metric in (
+            self._restarts, self._starts, self._probe_seconds, self._probes, self._files, self._file_bytes,
+        ):  # fmt: skip
             metric.remove_by_labels({"replica": name})
 
 
@@ -179,6 +202,8 @@ class _Published(Collector):
         self._uses = uses
         self._replicas: list[tuple[Replica, Use | None]] = []
         self._read_only = False
+        self._fetching: dict[str, Progress] = {}
+        self._changed: set[str] = set()
 
     def look(self) -> None:
         """Take hold of the present state."""
@@ -187,6 +212,13 @@ class _Published(Collector):
             for replica in self._port.replicas().values()
         ]
         self._read_only = self._port.journal()[1] is not None
+        self._fetching = dict(self._port.fetching())
+        self._changed = set(self._port.changes())
+
+    def models(self, replicas: frozenset[str]) -> list[tuple[str, str]]:
+        """Return model and name of those replicas that are published, in order."""
+        known = self._port.replicas()
+        return sorted((known[name].model, name) for name in replicas if name in known)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
@@ -200,6 +232,22 @@ class _Published(Collector):
             float(self._read_only),
         )
         yield from self._of_replicas()
+        yield from self._of_weights()
+
+    def _of_weights(self) -> Iterator[Metric]:
+        def gauge(name: str, doc: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"modelsupd_weights_{name}", doc, labels=("model", "replica"))
+
+        done = gauge("done_bytes", "Bytes of weights fetched or verified so far, while a start waits.")
+        total = gauge("total_bytes", "Bytes of weights to be fetched or verified, while a start waits.")
+        changed = gauge("changed", "1 if weights or program changed on disk since the engine was started.")
+        for replica, _use in self._replicas:
+            labels = (replica.model, replica.name)
+            changed.add_metric(labels, float(replica.name in self._changed))
+            if (progress := self._fetching.get(replica.name)) is not None:
+                done.add_metric(labels, progress.done_bytes)
+                total.add_metric(labels, progress.total_bytes)
+        yield from (done, total, changed)
 
     def _of_replicas(self) -> Iterator[Metric]:
         phase = GaugeMetricFamily("modelsupd_replica_phase", "1 for the present phase.", labels=(*_REPLICA, "phase"))

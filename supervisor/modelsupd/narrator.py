@@ -18,6 +18,7 @@ import structlog
 
 from modelsupd.core.events import Event
 from modelsupd.core.phases import Backoff, Clearing, Failed, Fault, Killing, Replica, phase_name
+from modelsupd.weights.base import MOVED_ASIDE, FileDone
 
 log = structlog.get_logger("modelsupd")
 
@@ -118,6 +119,12 @@ class Narrator:
             tell = log.warning
         known = {"run": after.last_run or None, "pid": after.process.pid if after.process else None}
         tell(phase, replica=after.name, **{key: value for key, value in known.items() if value}, why=after.reason)
+
+    def file_done(self, replicas: frozenset[str], done: FileDone) -> None:
+        """Tell what became of one file of weights."""
+        tell = log.error if done.outcome == MOVED_ASIDE else log.info
+        about: dict[str, Any] = {"replica": ", ".join(sorted(replicas)), "file": done.path, "bytes": done.size_bytes}
+        tell(f"weights {done.outcome}", **about, **({"why": done.words} if done.words else {}))
 
 
 def _newly_stuck(before: Replica | None, after: Replica) -> bool:

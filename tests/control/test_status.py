@@ -10,7 +10,7 @@ from modelsupd.cli.quick import code
 from modelsupd.control.status import document, last_known
 from modelsupd.core.events import Outcome, ProbeKind, Removed, StopAsked, Ticked
 
-ROW_KEYS = ["name", "phase", "run", "pid", "shim_pid", "endpoint", "gpus", "since", "restarts", "reason"]
+ROW_KEYS = ["name", "phase", "run", "pid", "shim_pid", "endpoint", "gpus", "since", "restarts", "reason", "weights"]
 
 
 def ready(name: str = "tiny/0") -> Tape:
@@ -60,6 +60,7 @@ def test_the_document_is_as_the_contract_says(place: Path) -> None:
                         "since": "2026-01-31T12:00:02.000Z",
                         "restarts": 0,
                         "reason": "generates: 4 tokens in 20 ms",
+                        "weights": None,
                     }
                 ],
             }

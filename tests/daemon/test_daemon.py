@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import fake_engine
-from hosts import QUICK, alive, fake, fake_model, host, streaming, whys
+from hosts import QUICK, alive, fake, fake_model, host, settled, small_gguf, streaming, whys
 from waiting import until
 
 
@@ -170,7 +170,7 @@ def test_a_crash_loop_ends_in_failed_and_an_operator_starts_it_again(place: Path
 
 
 def test_missing_weights_fail_at_once_and_start_when_they_come(place: Path) -> None:
-    weights = place / "w.gguf"
+    weights = place / "w"
     model = fake_model("m", extra=f"weights = '{weights}'").replace(
         "backoff_initial", "recheck_s = 0.2\nbackoff_initial"
     )
@@ -178,7 +178,7 @@ def test_missing_weights_fail_at_once_and_start_when_they_come(place: Path) -> N
         failed = daemon.until_phase("failed")
         assert "no such file" in failed["reason"].lower()
         assert failed["run"] == 1
-        weights.write_bytes(b"GGUF")
+        settled(weights, b"weights")
         daemon.until_phase("ready")
 
 
@@ -274,8 +274,7 @@ def test_the_service_manager_hears_what_it_needs(place: Path) -> None:
 
 
 def test_how_far_loading_has_come_is_told(place: Path) -> None:
-    weights = place / "w.gguf"
-    weights.write_bytes(b"GGUF")
+    weights = settled(place / "w.gguf", small_gguf())
     server = fake_engine.install(place)
     model = f"[models.m]\nengine = 'llama.cpp'\nbinary = '{server}'\nweights = '{weights}'\n"
     loads = "[models.m.args]\nload_s = 2\n" + QUICK.format(name="m")

@@ -10,7 +10,9 @@ import pytest
 from modelsupd.core.events import FailureClass
 from modelsupd.core.spec import Engine, EngineSpec, ModelSpec
 from modelsupd.engines.base import adapter
-from modelsupd.runtime.inputs import Inputs, look
+from modelsupd.runtime.inputs import Inputs, Stock, look
+from modelsupd.weights.base import Settings
+from modelsupd.weights.lock import Lock
 
 
 @pytest.fixture
@@ -24,7 +26,11 @@ def found(weights: Path, site: Path, python: str = sys.executable, *, own: str |
     spec = ModelSpec(
         engine=Engine.LLAMA_CPP_PYTHON, weights=str(weights), python=own, env={"PYTHONPATH": str(site), "A": "{tmp}"}
     )
-    return look(spec, EngineSpec(python=python))
+    return look(spec, EngineSpec(python=python), stock(weights.parent))
+
+
+def stock(folder: Path) -> Stock:
+    return Stock(Settings(folder / "cache", folder / "state"), Lock())
 
 
 def provide(site: Path) -> None:
@@ -50,7 +56,8 @@ def test_missing_packages_are_named_and_a_change_is_noticed(weights: Path, tmp_p
 
 
 def test_without_a_declaration_it_is_our_own_interpreter(weights: Path) -> None:
-    assert look(ModelSpec(engine=Engine.LLAMA_CPP_PYTHON, weights=str(weights)), None).binary == sys.executable
+    spec = ModelSpec(engine=Engine.LLAMA_CPP_PYTHON, weights=str(weights))
+    assert look(spec, None, stock(weights.parent)).binary == sys.executable
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,9 @@ def test_an_interpreter_that_is_none(python: str, words: str, weights: Path, tmp
 
 def test_weights_must_be_a_file(tmp_path: Path) -> None:
     provide(tmp_path / "site")
-    inputs = found(tmp_path, tmp_path / "site")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    inputs = found(tmp_path / "model", tmp_path / "site")
     assert inputs.failure is not None
     assert inputs.failure.kind is FailureClass.BAD_WEIGHTS
-    assert inputs.failure.detail.endswith("are not a regular file")
+    assert "it is a folder, and llama-cpp-python loads one GGUF file" in inputs.failure.detail

@@ -20,6 +20,8 @@ from modelsupd.errors import ConfigError, dotted
 
 if TYPE_CHECKING:
     from modelsupd.core.spec import Declaration, Problem
+    from modelsupd.weights.base import Settings
+    from modelsupd.weights.lock import Lock
 
 __all__ = ["Config", "Directories", "Host", "check", "directories", "load", "locate", "schema"]
 
@@ -29,7 +31,8 @@ class Config:
     """A models.toml that can be used.
 
     `path` is the file, `declaration` what it says, with the paths of weights and binaries absolute; `metrics_listen`
-    is host and port, or None for no scrape; `warnings` are for the log, each a sentence.
+    is host and port, or None for no scrape; `weights` is `[weights]` with its defaults filled in, `lock` the lock file
+    beside `path`; `warnings` are for the log, each a sentence.
     """
 
     path: Path
@@ -37,6 +40,8 @@ class Config:
     state_dir: Path
     runtime_dir: Path
     metrics_listen: tuple[str, int] | None
+    weights: Settings
+    lock: Lock
     warnings: tuple[str, ...] = ()
 
 
@@ -52,7 +57,8 @@ def load(
     `state_dir` and `runtime_dir` are the command line's and win over environment, file and defaults. Raises
     ConfigError with all problems at once.
     """
-    from modelsupd.config.listen import listen_address  # noqa: PLC0415 - see _validate
+    from modelsupd.config import weights  # noqa: PLC0415 - see _validate
+    from modelsupd.config.listen import listen_address  # noqa: PLC0415 - the same
 
     host = host or Host.current()
     file = locate(path, host)
@@ -64,6 +70,9 @@ def load(
     places = choose((daemon.state_dir, daemon.runtime_dir), host, state_dir=state_dir, runtime_dir=runtime_dir)
     problems.extend(socket_path_problem(places, daemon.runtime_dir))
     listen = listen_address(daemon.metrics_listen, problems)
+    lock_file = weights.lock_file(file)
+    settings = weights.settings(declaration.weights, host, places.state_dir, lock_file, problems)
+    lock = weights.read_lock(lock_file, declaration.models, problems)
     if problems:
         raise ConfigError(file, problems)
     return Config(
@@ -72,6 +81,8 @@ def load(
         state_dir=places.state_dir,
         runtime_dir=places.runtime_dir,
         metrics_listen=listen,
+        weights=settings,
+        lock=lock,
         warnings=tuple(_warnings(file, declaration)),
     )
 
@@ -157,11 +168,12 @@ def _warnings(file: Path, declaration: Declaration) -> list[str]:
 
 
 def _missing(declaration: Declaration) -> list[str]:
-    named: list[tuple[tuple[str, ...], str | None]] = []
+    named: list[tuple[tuple[str, ...], str | None]] = [(("weights", "token_file"), declaration.weights.token_file)]
     for kind, engine in declaration.engines.items():
         named += [(("engines", kind, "binary"), engine.binary), (("engines", kind, "python"), engine.python)]
     for name, model in declaration.models.items():
-        named.append((("models", name, "weights"), model.weights))
+        named += [(("models", name, part), getattr(model, part)) for part in ("weights", "mmproj", "draft")]
+        named += [(("models", name, "lora", f"[{index}]"), lora) for index, lora in enumerate(model.lora)]
         named.append((("models", name, "binary"), model.binary))
         named.append((("models", name, "python"), model.python))
         named.append((("models", name, "command"), model.command[0] if model.command else None))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pydantic
 
+from modelsupd.config.weights import SHA256
 from modelsupd.core.spec import (
     NAME,
     DaemonSpec,
@@ -18,6 +19,7 @@ from modelsupd.core.spec import (
     ModelSpec,
     RestartPolicy,
     StopLimits,
+    WeightsSpec,
 )
 
 _CLASSES: tuple[type, ...] = (
@@ -29,6 +31,7 @@ _CLASSES: tuple[type, ...] = (
     ModelSpec,
     RestartPolicy,
     StopLimits,
+    WeightsSpec,
 )
 
 _EXAMPLES: dict[tuple[str, str], list[object]] = {
@@ -37,7 +40,15 @@ _EXAMPLES: dict[tuple[str, str], list[object]] = {
     ("DaemonSpec", "metrics_listen"): ["127.0.0.1:9310", ""],
     ("EngineSpec", "binary"): ["/usr/local/bin/llama-server"],
     ("EngineSpec", "python"): ["/opt/llama-cpp-python/bin/python"],
-    ("ModelSpec", "weights"): ["/models/tiny.gguf"],
+    ("ModelSpec", "weights"): ["hf:Qwen/Qwen2-0.5B-Instruct-GGUF/qwen2-0_5b-instruct-q4_k_m.gguf", "/models/tiny.gguf"],
+    ("ModelSpec", "mmproj"): ["/models/mmproj.gguf"],
+    ("ModelSpec", "draft"): ["/models/draft.gguf"],
+    ("ModelSpec", "lora"): [["/models/lora.gguf"]],
+    ("ModelSpec", "allow"): [["*.safetensors", "*.json"]],
+    ("ModelSpec", "ignore"): [["*.bin"]],
+    ("WeightsSpec", "cache_dir"): ["/var/cache/huggingface/hub"],
+    ("WeightsSpec", "endpoint"): ["https://hub.example"],
+    ("WeightsSpec", "token_file"): ["/etc/modelsupd/hf-token"],
     ("ModelSpec", "command"): [["python3", "server.py", "--uds", "{socket}"]],
     ("ModelSpec", "aliases"): [["gpt-4o-mini"]],
     ("ModelSpec", "args"): [{"ctx_size": 4096, "parallel": 2}],
@@ -56,6 +67,7 @@ def schema() -> dict[str, Any]:
     made["properties"]["engines"]["propertyNames"] = {"enum": ["llama.cpp", "llama-cpp-python"]}
     # Editors accept only what `load` accepts, and `load` refuses what is not built yet.
     made["$defs"]["ModelSpec"]["properties"]["gpus"]["maximum"] = 0
+    made["$defs"]["ModelSpec"]["properties"]["sha256"]["pattern"] = f"^{SHA256.pattern}$"
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **made,

@@ -22,6 +22,11 @@ def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[
         state_dir=resolver.path(("daemon", "state_dir"), declaration.daemon.state_dir or None),
         runtime_dir=resolver.path(("daemon", "runtime_dir"), declaration.daemon.runtime_dir or None),
     )
+    weights = replace(
+        declaration.weights,
+        cache_dir=resolver.path(("weights", "cache_dir"), declaration.weights.cache_dir),
+        token_file=resolver.path(("weights", "token_file"), declaration.weights.token_file),
+    )
     engines = {
         kind: EngineSpec(
             binary=resolver.binary(("engines", kind, "binary"), engine.binary),
@@ -30,7 +35,12 @@ def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[
         for kind, engine in declaration.engines.items()
     }
     models = {name: resolver.model(name, model) for name, model in declaration.models.items()}
-    return replace(declaration, daemon=daemon, engines=engines, models=models)
+    return replace(declaration, daemon=daemon, weights=weights, engines=engines, models=models)
+
+
+def is_path(source: str) -> bool:
+    """Tell whether a source of weights is a path of this host, as far as can be told without checking it."""
+    return not source.startswith("hf:") and "://" not in source
 
 
 class Resolver:
@@ -50,7 +60,13 @@ class Resolver:
             command = (program or command[0], *command[1:])
         return replace(
             model,
-            weights=self.path(("models", name, "weights"), model.weights),
+            weights=self.source(("models", name, "weights"), model.weights),
+            mmproj=self.source(("models", name, "mmproj"), model.mmproj),
+            draft=self.source(("models", name, "draft"), model.draft),
+            lora=tuple(
+                self.source(("models", name, "lora", f"[{index}]"), lora) or lora
+                for index, lora in enumerate(model.lora)
+            ),
             binary=self.binary(("models", name, "binary"), model.binary),
             python=self.binary(("models", name, "python"), model.python),
             command=command,
@@ -61,6 +77,10 @@ class Resolver:
         if value and "/" not in value and value != "~":
             return value
         return self.path(where, value)
+
+    def source(self, where: tuple[str, ...], value: str | None) -> str | None:
+        """Return where weights come from; what is no path stays what it is."""
+        return self.path(where, value) if value is None or is_path(value) else value
 
     def path(self, where: tuple[str, ...], value: str | None) -> str | None:
         """Return the path that stands at `where`; None for none, and for one that cannot be."""

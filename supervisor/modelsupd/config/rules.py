@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
+from modelsupd.config import weights
 from modelsupd.config.words import nearest
 from modelsupd.core.spec import NAME, DaemonSpec, Engine, EngineSpec, ModelSpec, Problem, RestartPolicy
 from modelsupd.engines.base import adapter
@@ -58,7 +59,7 @@ def of_model(name: str) -> Callable[[ModelSpec], Iterator[Problem]]:
         here = ("models", name)
         yield from _environment((*here, "env"), spec.env)
         yield from _restart((*here, "restart"), spec.restart)
-        for problem in adapter(spec.engine).problems(name, spec):
+        for problem in (*weights.of_model(spec), *adapter(spec.engine).problems(name, spec)):
             yield Problem((*here, *problem.path), problem.value, problem.why)
 
     return check

@@ -13,16 +13,16 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from modelsupd.config import rules, unbuilt, words
-from modelsupd.core.spec import DaemonSpec, Declaration, EngineSpec, ModelSpec, Problem
+from modelsupd.config import rules, unbuilt, weights, words
+from modelsupd.core.spec import DaemonSpec, Declaration, EngineSpec, ModelSpec, Problem, WeightsSpec
 
 Entry = TypeVar("Entry")
 Where = tuple[str, ...]
 
 _ADAPTERS: dict[type, pydantic.TypeAdapter[Any]] = {
-    cls: pydantic.TypeAdapter(cls) for cls in (DaemonSpec, EngineSpec, ModelSpec)
+    cls: pydantic.TypeAdapter(cls) for cls in (DaemonSpec, EngineSpec, ModelSpec, WeightsSpec)
 }
-_SECTIONS = ("daemon", "gateway", "engines", "models")
+_SECTIONS = ("daemon", "gateway", "weights", "engines", "models")
 
 
 def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
@@ -34,8 +34,9 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
     )
     if "gateway" in raw:
         problems.append(Problem(("gateway",), raw["gateway"], unbuilt.GATEWAY))
-    sections = {key: _table((key,), raw.get(key, {}), problems) or {} for key in ("daemon", "engines", "models")}
+    sections = {key: _table((key,), raw.get(key, {}), problems) or {} for key in _SECTIONS if key != "gateway"}
     daemon = _entry(DaemonSpec, ("daemon",), sections["daemon"], problems, rules.daemon)
+    fetching = _entry(WeightsSpec, ("weights",), sections["weights"], problems, weights.of_weights)
     engines = {}
     for kind, value in sections["engines"].items():
         here = ("engines", kind)
@@ -53,7 +54,7 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
         if table is not None and (model := _entry(ModelSpec, here, table, problems, rules.of_model(name))):
             models[name] = model
     problems.extend(rules.names(sections["models"], models))
-    return Declaration(daemon=daemon or DaemonSpec(), engines=engines, models=models)
+    return Declaration(daemon=daemon or DaemonSpec(), weights=fetching or WeightsSpec(), engines=engines, models=models)
 
 
 def _table(where: Where, value: object, problems: list[Problem]) -> dict[str, Any] | None:

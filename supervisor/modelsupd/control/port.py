@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from modelsupd.core.phases import Replica
 from modelsupd.core.spec import ModelSpec
 from modelsupd.errors import Refused
+from modelsupd.weights.base import Progress
 
 __all__ = ["LaunchPlan", "Port", "Refused"]
 
@@ -43,6 +44,14 @@ class Port(Protocol):
 
     def replicas(self) -> Mapping[str, Replica]:
         """Return the published state: what is on disk, not what is being decided."""
+        ...
+
+    def fetching(self) -> Mapping[str, Progress]:
+        """Return how far the weights of each replica have come that waits for some."""
+        ...
+
+    def changes(self) -> Mapping[str, str]:
+        """Return, by replica, what has changed on disk since its engine was started, in words."""
         ...
 
     def models(self) -> Mapping[str, ModelSpec]:

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from modelsupd.control.port import Port
-from modelsupd.control.words import rfc3339
-from modelsupd.core.phases import Ready, Replica, Starting, Want, phase_name
+from modelsupd.control.words import progress_words, rfc3339
+from modelsupd.core.phases import Ready, Replica, Resolving, Starting, Want, phase_name
 from modelsupd.core.spec import Start
+from modelsupd.weights.base import Progress
 
 RUNNING = "running"
 NOT_RUNNING = "not running"
@@ -24,14 +25,15 @@ def document(port: Port) -> Document:
     """Return what is the case, as published."""
     seq, read_only = port.journal()
     declared = port.models()
-    replicas = port.replicas()
+    replicas, fetching, changes = port.replicas(), port.fetching(), port.changes()
     models: dict[str, dict[str, Any]] = {
         name: {"name": name, "engine": str(spec.engine), "rows": []} for name, spec in declared.items()
     }
     for replica in replicas.values():
         fallback = {"name": replica.model, "engine": str(replica.spec.engine), "rows": []}
         wanted = replica.want is Want.UP and not replica.removed
-        models.setdefault(replica.model, fallback)["rows"].append((wanted, _row(replica, port.wall)))
+        row = _row(replica, port.wall, fetching.get(replica.name), changes.get(replica.name, ""))
+        models.setdefault(replica.model, fallback)["rows"].append((wanted, row))
     for name, spec in declared.items():
         # Declared just now and on its way to be recorded: a script that waits for readiness must not see none missing.
         models[name]["awaited"] = spec.start is Start.ALWAYS and len(models[name]["rows"]) < spec.replicas
@@ -97,8 +99,15 @@ def _model(
     }
 
 
-def _row(replica: Replica, wall: Callable[[float], datetime]) -> dict[str, Any]:
+def _row(
+    replica: Replica, wall: Callable[[float], datetime], progress: Progress | None, changes: str
+) -> dict[str, Any]:
     process = replica.process
+    reason = _reason(phase_name(replica.phase), replica.want, replica.reason) + _complaint(replica)
+    if isinstance(replica.phase, Resolving) and progress is not None:
+        reason += f"; {progress_words(progress)}"
+    if isinstance(replica.phase, Ready) and changes:
+        reason += f"; {changes}"
     return {
         "name": replica.name,
         "phase": phase_name(replica.phase),
@@ -109,7 +118,18 @@ def _row(replica: Replica, wall: Callable[[float], datetime]) -> dict[str, Any]:
         "gpus": [],
         "since": rfc3339(wall(replica.phase.since)),
         "restarts": replica.restarts,
-        "reason": _reason(phase_name(replica.phase), replica.want, replica.reason) + _complaint(replica),
+        "reason": reason,
+        "weights": _progress(progress) if isinstance(replica.phase, Resolving) and progress is not None else None,
+    }
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    return {
+        "doing": progress.doing,
+        "done_bytes": progress.done_bytes,
+        "total_bytes": progress.total_bytes,
+        "bytes_per_s": None if progress.rate is None else round(progress.rate),
+        "left_s": None if progress.left_s is None else round(progress.left_s, 1),
     }
 
 
@@ -127,6 +147,7 @@ def _recorded_row(name: str, state: Mapping[str, Any], wall: Callable[[float], d
         "since": rfc3339(wall(phase["since"])),
         "restarts": state["restarts"],
         "reason": _reason(phase["name"], state["want"], state["reason"]),
+        "weights": None,
     }
 
 

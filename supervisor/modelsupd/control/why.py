@@ -193,7 +193,10 @@ def _after(state: Record, cause: Any) -> str:  # noqa: ANN401 - a reason's word 
 
 def _after_failure(name: str, phase: Record, timeline: Timeline) -> str:
     if phase["retry_at"] is not None:
-        return f"one more try is due {_due(phase['retry_at'], timeline)}; 'modelsupd start {name}' tries now."
+        return (
+            f"one more try is due {_due(phase['retry_at'], timeline)}; a change of its weights or its program, "
+            f"or 'modelsupd start {name}', makes it one now."
+        )
     return (
         "nothing, until its weights, its program or its configuration change, which is looked at all the time, "
         f"or 'modelsupd start {name}' asks for another try."

@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from modelsupd.weights.base import Progress
+from modelsupd.weights.base import size_words as size
+
+__all__ = [
+    "Timeline", "ago", "clock", "count", "duration", "either", "parsed", "printable", "progress_words", "rfc3339",
+    "signal_name", "size",
+]  # fmt: skip
+
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 _EXACT_BELOW_S = 10
-_KIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +74,16 @@ def ago(moment: datetime, now: datetime) -> str:
     return f"{duration((now - moment).total_seconds())} ago"
 
 
-def size(size_bytes: float) -> str:
-    """Return a size with its binary unit: `812 B`, `1.2 GiB`."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < _KIB:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= _KIB
-    return f"{value:.1f} TiB"
+def progress_words(progress: Progress) -> str:
+    """Return how far a fetch has come: `fetching a.gguf: 1.2 GiB of 4.8 GiB (25 %), 92.1 MiB/s, 40 s left`."""
+    if not progress.total_bytes:
+        return progress.doing
+    part = f"{size(progress.done_bytes)} of {size(progress.total_bytes)}"
+    words = f"{progress.doing}: {part} ({100 * progress.done_bytes // progress.total_bytes} %)"
+    if progress.rate is None:
+        return words
+    left = f", {duration(progress.left_s)} left" if progress.left_s is not None else ""
+    return f"{words}, {size(progress.rate)}/s{left}"
 
 
 def count(number: int, noun: str) -> str:

@@ -68,14 +68,12 @@ def respecified(replica: Replica, event: Respecified, now: float) -> Step:
             return begin(replica, words, now)
         return replica, NOTHING
     replica = _pardoned(replica, Reason.REPLACED)
-    if isinstance(replica.phase, Resolving) and replica.runs_wanted:
+    if isinstance(replica.phase, Resolving):
         after, actions = begin(replica, words, now)
         return after, (Abandon(replica.last_run), *actions)
     if isinstance(replica.phase, Backoff | Failed | Stopped) and replica.runs_wanted:
         return begin(replica, words, now)
-    if isinstance(replica.phase, Starting | Ready) and replica.phase.process.digest != event.digest:
-        return end(replica, Reason.REPLACED, words, now)
-    return replica, NOTHING
+    return end(replica, Reason.REPLACED, words, now)
 
 
 def removed(replica: Replica, _event: Removed, now: float) -> Step:

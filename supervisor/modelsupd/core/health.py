@@ -31,14 +31,13 @@ VOID_SHARE = 0.1
 _FAILURES = frozenset(
     {Outcome.FAILED, Outcome.TIMED_OUT, Outcome.REFUSED, Outcome.NO_TOKENS, Outcome.LOADING},
 )
-_ASKS_FOR_TOKENS = frozenset({ProbeKind.START, ProbeKind.GENERATION})
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
     """What is known of the life of a run; all instants are on the core's clock.
 
-    `failures` in a row; `doubted` when one of them asked for tokens; `answered` when the last probe got an answer;
+    `failures` in a row; `doubted` when one of them asked for a token; `answered` when the last probe got an answer;
     `complaint` is the words of the last failure, empty while all is well; `probe` is in flight, or the next one is
     due at `next_at`.
     """
@@ -109,7 +108,7 @@ def observe(pulse: Pulse, seen: Probed, limits: HealthLimits, now: float) -> Pul
     return replace(
         after,
         failures=pulse.failures + 1,
-        doubted=pulse.doubted or seen.kind in _ASKS_FOR_TOKENS,
+        doubted=pulse.doubted or seen.kind is ProbeKind.GENERATION,
         answered=False,
         complaint=seen.evidence or seen.outcome.value,
         # A probe that took its full time is followed at once; one that failed at once is not repeated in a hot loop.
@@ -146,7 +145,7 @@ def hung_at(pulse: Pulse, limits: HealthLimits) -> float | None:
 def observe_start(pulse: Pulse, seen: Probed, limits: HealthLimits, since: float, now: float) -> Pulse:
     """Return the pulse of a starting engine after a probe that did not end the start."""
     pause_s = min(limits.start_interval_s, max(FIRST_START_PAUSE_S, START_PAUSE_SHARE * (now - since)))
-    moved = start_moved(pulse.vitals or seen.before, seen, now - max(since, pulse.moved_at))
+    moved = start_moved(pulse.vitals or seen.before, seen, now - pulse.moved_at)
     failed = seen.outcome in _FAILURES
     return replace(
         pulse,

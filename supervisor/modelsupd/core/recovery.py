@@ -102,7 +102,7 @@ def _caught_up(replica: Replica, last_run: int, spawned: int, now: float) -> Rep
     `spawned` is the last run for which a process was made, or was about to be: it is past looking for its weights.
     """
     phase = replica.phase
-    behind = last_run > replica.last_run and isinstance(phase, Live | Clearing | Spawning | Resolving)
+    behind = last_run > replica.last_run and isinstance(phase, Live | Clearing | Spawning)
     if behind or (isinstance(phase, Resolving) and spawned >= phase.run):
         replica = replace(replica, phase=Stopped(now), reason=f"run {last_run} came after what the journal tells")
     return replace(replica, last_run=last_run)

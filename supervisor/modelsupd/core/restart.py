@@ -97,29 +97,29 @@ def after_failure(  # noqa: PLR0911 - one way out for each kind of decision
     if cool_downs > 0:
         return _give_up(cool_downs, policy, now, "the one more try after the cool-down failed too")
     delay_s = 0.0 if healthy and failure.kind not in _SCARCE else backoff_s(streak, policy, key)
-    return Retry(now + delay_s, History(failed_at, streak, cool_downs))
+    return Retry(now + delay_s, History(failed_at, streak))
 
 
 def _give_up(cool_downs: int, policy: RestartPolicy, now: float, why: str) -> GiveUp:
-    # The power is bounded before it is taken: a replica that fails for months must not overflow a float.
-    pause_s = policy.cool_down_s
-    for _ in range(cool_downs):
-        pause_s = min(pause_s * policy.cool_down_factor, policy.cool_down_max_s)
-        if pause_s >= policy.cool_down_max_s or policy.cool_down_factor == 1:
-            break
+    pause_s = _grown(policy.cool_down_s, policy.cool_down_factor, cool_downs, policy.cool_down_max_s)
     # The window starts afresh after the cool-down: what counts from then on is the one more try.
-    return GiveUp(now + min(pause_s, policy.cool_down_max_s), History((), 0, cool_downs + 1), why)
+    return GiveUp(now + pause_s, History((), 0, cool_downs + 1), why)
 
 
 def backoff_s(streak: int, policy: RestartPolicy, key: str) -> float:
     """Return the pause before the next start after `streak` failures in a row, in seconds, jitter included."""
-    pause_s = policy.backoff_initial_s
-    for _ in range(streak - 1):
-        pause_s *= policy.backoff_factor
-        if pause_s >= policy.backoff_max_s or policy.backoff_factor == 1:
-            break
-    pause_s = min(pause_s, policy.backoff_max_s)
+    pause_s = _grown(policy.backoff_initial_s, policy.backoff_factor, streak - 1, policy.backoff_max_s)
     return pause_s * (1 + policy.jitter * zlib.crc32(key.encode()) / 0xFFFFFFFF)
+
+
+def _grown(first_s: float, factor: float, times: int, most_s: float) -> float:
+    # Not by a power, which overflows for a replica that fails for months, and no longer than it takes to get there.
+    pause_s = first_s
+    for _ in range(times):
+        if pause_s >= most_s or factor == 1:
+            break
+        pause_s *= factor
+    return min(pause_s, most_s)
 
 
 def shifted(history: History, by_s: float, now: float) -> History:

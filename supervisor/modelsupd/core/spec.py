@@ -215,6 +215,9 @@ class WeightsSpec:
     attempts: int = _limit(8, "attempts in a row without any progress, before a fetch is given up", ge=1, le=1000)
     backoff_initial_s: float = _limit(1.0, "first pause between two attempts", gt=0)
     backoff_max_s: float = _limit(60.0, "longest pause between two attempts", gt=0)
+    change_look_s: float = _limit(
+        60.0, "how often it is looked whether what running engines were started from has changed on disk", gt=0
+    )
     min_free_bytes: int = _limit(256 * 1024 * 1024, "space on the disk that a fetch leaves free", ge=0)
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import structlog
+
 from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
 from modelsupd.core.events import (
     Cleared,
@@ -31,7 +33,8 @@ from modelsupd.core.phases import Replica, Spawning
 from modelsupd.core.spec import EngineSpec, StopLimits
 from modelsupd.engines.base import Adapter, Files, adapter
 from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
-from modelsupd.runtime.inputs import Inputs
+from modelsupd.runtime.fetching import Fetches
+from modelsupd.runtime.inputs import Inputs, Stock, files_of
 from modelsupd.runtime.looker import Looker
 from modelsupd.runtime.probe import probe
 from modelsupd.runtime.process import (
@@ -41,6 +44,8 @@ from modelsupd.runtime.process import (
     TreeVitals,
     connections,
 )
+
+log = structlog.get_logger("effects")
 
 #: Time beyond the declared limits that a shim gives the daemon to follow up a stop before it acts by itself.
 BACKSTOP_MARGIN_S = 5.0
@@ -57,10 +62,20 @@ _SIGKILL = 9
 class RuntimeEffects:
     """Spawns, probes, signals and clears, for real."""
 
-    def __init__(self, processes: Processes, engines: Callable[[], Mapping[str, EngineSpec]]) -> None:
-        """Use `processes`; `engines` returns the present `[engines]` declarations."""
+    def __init__(
+        self,
+        processes: Processes,
+        fetches: Fetches,
+        engines: Callable[[], Mapping[str, EngineSpec]],
+        stock: Callable[[], Stock],
+    ) -> None:
+        """Use `processes` and `fetches`; `engines` returns the present `[engines]`, `stock` what is said of weights."""
         self._processes = processes
+        self._fetches = fetches
         self._engines = engines
+        self._stock = stock
+        self._resolving: dict[str, int] = {}
+        self._files: dict[str, Files] = {}
         self._oom_kills: dict[tuple[str, int], int] = {}
         self._binaries: dict[str, str] = {}
         self._deliveries = Deliveries()
@@ -73,6 +88,8 @@ class RuntimeEffects:
             case Resolve():
                 return await self._resolve(replica, action)
             case Abandon():
+                self._resolving.pop(name, None)
+                self._fetches.abandon(name)
                 return None
             case Recheck(run=run):
                 return await self._recheck(replica, run)
@@ -97,7 +114,8 @@ class RuntimeEffects:
 
     async def _look(self, replica: Replica) -> Inputs:
         spec = replica.spec
-        return await self._looker.look(replica.name, spec, self._engine(replica), spec.health.look_timeout_s)
+        limit_s = spec.health.look_timeout_s
+        return await self._looker.look(replica.name, spec, self._engine(replica), self._stock(), limit_s)
 
     async def _recheck(self, replica: Replica, run: int) -> Event:
         try:
@@ -107,16 +125,41 @@ class RuntimeEffects:
         return Rechecked(run, inputs.fingerprint)
 
     async def _resolve(self, replica: Replica, action: Resolve) -> Event:
+        """Find binary and weights; what is not whole yet is made so by a worker, and looked at again."""
+        name, run = replica.name, action.run
+        self._resolving[name] = run
         try:
             inputs = await self._look(replica)
+            if inputs.job is not None and self._resolving.get(name) == run:
+                log.info("weights are not ready", replica=name, why=inputs.todo)
+                failure = await self._fetches.make_whole(name, inputs.job)
+                inputs = await self._look(replica)
+                if inputs.job is not None:
+                    undone = Failure(FailureClass.INTERNAL, f"the weights are still not whole: {inputs.todo}")
+                    return Unresolved(run, failure or undone, inputs.fingerprint)
         except TimeoutError:
             limit_s, weights = replica.spec.health.look_timeout_s, replica.spec.weights
             words = f"no answer within {limit_s:g} s from the file system of '{weights}', or of the binary"
-            return Unresolved(action.run, Failure(FailureClass.UNREACHABLE, words), replica.inputs)
-        if inputs.failure is not None:
-            return Unresolved(action.run, inputs.failure, inputs.fingerprint)
-        self._binaries[replica.name] = inputs.binary
-        return Resolved(action.run, replica.digest, inputs.fingerprint)
+            return Unresolved(run, Failure(FailureClass.UNREACHABLE, words), replica.inputs)
+        finally:
+            if self._resolving.get(name) == run:
+                del self._resolving[name]
+        if inputs.failure is not None or inputs.job is not None:
+            given_up = Failure(FailureClass.UNREACHABLE, "given up: nobody waits for it any more")
+            return Unresolved(run, inputs.failure or given_up, inputs.fingerprint)
+        self._binaries[name], self._files[name] = inputs.binary, inputs.files
+        return Resolved(run, replica.digest, inputs.fingerprint, inputs.evidence)
+
+    async def changed(self, replica: Replica) -> str:
+        """Return what has changed on disk since the replica's engine was started, in words; "" for nothing."""
+        try:
+            inputs = await self._look(replica)
+        except TimeoutError:
+            return ""  # what cannot be seen has not been seen to change
+        if inputs.fingerprint == replica.inputs:
+            return ""
+        why = inputs.todo or (inputs.failure.detail if inputs.failure else "")
+        return f"what it was started from has changed since{f': {why}' if why else ''}; a restart takes it over"
 
     async def _spawn(self, replica: Replica, action: Spawn) -> Event:
         phase, spec = replica.phase, replica.spec
@@ -136,7 +179,9 @@ class RuntimeEffects:
         spec = replica.spec
         engine = adapter(spec.engine)
         binary = self._binaries.get(replica.name) or engine.binary(spec, self._engine(replica)) or sys.executable
-        command = engine.command(replica.model, spec, binary=binary, files=Files.declared(spec))
+        command = engine.command(
+            replica.model, spec, binary=binary, files=self._files.get(replica.name) or files_of(spec, self._stock())
+        )
         return Launch(
             replica=replica.name,
             run=run,

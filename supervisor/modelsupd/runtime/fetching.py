@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 import structlog
 
 from modelsupd.core.events import Failure, FailureClass
-from modelsupd.weights.base import Progress
-from modelsupd.weights.wire import FileDone, Finished, Job, job_line, read_report
+from modelsupd.weights.base import FileDone, Progress
+from modelsupd.weights.wire import Finished, Job, job_line, read_report
 
 log = structlog.get_logger("weights")
 

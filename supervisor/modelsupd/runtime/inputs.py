@@ -1,46 +1,99 @@
 """Looks for what a run needs before it is started: the engine's program and the weights.
 
-The fingerprint of both is (device, inode, size, mtime) of each: a failed replica is tried again when it changes. Of
-an engine that is a Python package, that of its first module belongs to it.
+The fingerprint of both is (device, inode, size, mtime) of each file: a failed replica is tried again when it changes.
+Of an engine that is a Python package, that of its first module belongs to it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import stat
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelsupd.core.events import Failure, FailureClass
 from modelsupd.core.spec import Engine, EngineSpec, ModelSpec
-from modelsupd.engines.base import adapter, base_env
+from modelsupd.engines.base import Files, adapter, base_env
 from modelsupd.runtime import modules
+from modelsupd.weights.base import Part, Role, Settings
+from modelsupd.weights.lock import Lock
+from modelsupd.weights.look import located
+from modelsupd.weights.look import look as look_at_weights
+from modelsupd.weights.records import Records
+from modelsupd.weights.sources import parts
+from modelsupd.weights.wire import Job
 
 #: The extra of our own package by which an engine that is a Python package is installed.
 _EXTRAS = {Engine.LLAMA_CPP_PYTHON: "llama-cpp"}
 
 
+_NOTHING = Files()
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was found: the program's path, the fingerprint, and why a start would be useless, if so."""
+    """What was found: the program's path, the fingerprint, and why a start would be useless, if so.
+
+    `files` are what the engine is given, `evidence` how they were proven. Where that is not so yet, `job` is the work
+    that would make them whole, and `todo` why it is needed.
+    """
 
     binary: str
     fingerprint: str
     failure: Failure | None
+    files: Files = _NOTHING
+    evidence: str = ""
+    job: Job | None = None
+    todo: str = ""
 
 
-def look(spec: ModelSpec, engine: EngineSpec | None) -> Inputs:
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """Where weights are kept, and what the lock file says of them."""
+
+    settings: Settings
+    lock: Lock
+
+
+def look(spec: ModelSpec, engine: EngineSpec | None, stock: Stock) -> Inputs:
     """Look at program and weights. Blocks on file systems that do, so call it in a thread."""
     declared = adapter(spec.engine).binary(spec, engine)
     binary = declared if "/" in declared else shutil.which(declared) or "" if declared else sys.executable
-    prints = f"{_fingerprint(binary)} {_fingerprint(spec.weights) if spec.weights else '-'}"
+    found = parts(spec)
+    locked = tuple(stock.lock.of(part) for part in found)
+    seen = look_at_weights(found, locked, stock.settings, spec.engine)
+    prints = f"{_fingerprint(binary)} {seen.fingerprint}"
     failure = _binary_failure(spec, declared, binary)
     if failure is None and (needed := adapter(spec.engine).modules):
         failure, origin = _modules_failure(spec, binary, needed)
         prints += f" {_fingerprint(origin)}"
-    return Inputs(binary, prints, failure or _weights_failure(spec))
+    failure = failure or seen.failure
+    if failure is not None or not seen.todo:
+        files = (
+            files_of(spec, stock) if failure else _files(found, [part.path if part else None for part in seen.whole])
+        )
+        return Inputs(binary, prints, failure, files, seen.evidence)
+    job = Job(found, locked, stock.settings, spec.engine)
+    return Inputs(binary, prints, None, files_of(spec, stock), "", job, seen.todo)
+
+
+def files_of(spec: ModelSpec, stock: Stock) -> Files:
+    """Return what the engine would be given, whole or not, for a command that is only shown."""
+    found = parts(spec)
+    records = Records(stock.settings.state_dir)
+    pins = [stock.lock.of(part) or ((record := records.get(part)) and record.pinned) or None for part in found]
+    paths = [located(part, pinned, stock.settings) for part, pinned in zip(found, pins, strict=True)]
+    return _files(found, list(paths))
+
+
+def _files(found: Sequence[Part], paths: Sequence[Path | None]) -> Files:
+    by_role: dict[Role, list[str]] = {role: [] for role in Role}
+    for part, path in zip(found, paths, strict=True):
+        by_role[part.role].append(str(path))
+    one = {role: next(iter(of_role), None) for role, of_role in by_role.items()}
+    return Files(one[Role.WEIGHTS], one[Role.MMPROJ], one[Role.DRAFT], tuple(by_role[Role.LORA]))
 
 
 def _modules_failure(spec: ModelSpec, python: str, needed: tuple[str, ...]) -> tuple[Failure | None, str]:
@@ -67,24 +120,6 @@ def _binary_failure(spec: ModelSpec, declared: str, binary: str) -> Failure | No
         return Failure(FailureClass.MISSING_BINARY, f"there is no file '{binary}'; it is named by {setting}")
     if Path(binary).is_dir() or not os.access(binary, os.X_OK):
         return Failure(FailureClass.MISSING_BINARY, f"'{binary}' cannot be executed; it is named by {setting}")
-    return None
-
-
-def _weights_failure(spec: ModelSpec) -> Failure | None:
-    if spec.weights is None:
-        return None
-    try:
-        found = os.stat(spec.weights)  # noqa: PTH116 - one call for existence, kind and size
-    except OSError as error:
-        words = f"cannot read the weights '{spec.weights}': {error.strerror}"
-        return Failure(FailureClass.BAD_WEIGHTS, words)
-    if spec.engine in (Engine.LLAMA_CPP, Engine.LLAMA_CPP_PYTHON) and not stat.S_ISREG(found.st_mode):
-        return Failure(FailureClass.BAD_WEIGHTS, f"the weights '{spec.weights}' are not a regular file")
-    if stat.S_ISREG(found.st_mode) and found.st_size == 0:
-        return Failure(FailureClass.BAD_WEIGHTS, f"the weights '{spec.weights}' are empty")
-    if not os.access(spec.weights, os.R_OK):
-        words = f"cannot read the weights '{spec.weights}': permission denied for uid {os.getuid()}"
-        return Failure(FailureClass.BAD_WEIGHTS, words)
     return None
 
 

@@ -8,7 +8,7 @@ import threading
 from functools import partial
 
 from modelsupd.core.spec import EngineSpec, ModelSpec
-from modelsupd.runtime.inputs import Inputs, look
+from modelsupd.runtime.inputs import Inputs, Stock, look
 
 
 class Looker:
@@ -19,25 +19,31 @@ class Looker:
 
     def __init__(self) -> None:
         """Start with nobody looking."""
-        self._looking: dict[str, tuple[ModelSpec, asyncio.Future[Inputs]]] = {}
+        self._looking: dict[str, tuple[object, asyncio.Future[Inputs]]] = {}
 
-    async def look(self, name: str, spec: ModelSpec, engine: EngineSpec | None, timeout_s: float) -> Inputs:
+    async def look(
+        self, name: str, spec: ModelSpec, engine: EngineSpec | None, stock: Stock, timeout_s: float
+    ) -> Inputs:
         """Return what is there now for the replica `name`; raises TimeoutError where there is no answer in time."""
-        known = self._looking.get(name)
-        if known is None or known[1].done() or known[0] != spec:
+        known, asked = self._looking.get(name), (spec, engine, stock)
+        if known is None or known[1].done() or known[0] != asked:
             loop = asyncio.get_running_loop()
-            known = self._looking[name] = (spec, loop.create_future())
-            threading.Thread(target=_into, args=(loop, known[1], spec, engine), name="look", daemon=True).start()
+            known = self._looking[name] = (asked, loop.create_future())
+            threading.Thread(target=_into, args=(loop, known[1], *asked), name="look", daemon=True).start()
         found = await asyncio.wait_for(asyncio.shield(known[1]), timeout_s)
         self._looking.pop(name, None)
         return found
 
 
 def _into(
-    loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Inputs], spec: ModelSpec, engine: EngineSpec | None
+    loop: asyncio.AbstractEventLoop,
+    answer: asyncio.Future[Inputs],
+    spec: ModelSpec,
+    engine: EngineSpec | None,
+    stock: Stock,
 ) -> None:
     try:
-        found = look(spec, engine)
+        found = look(spec, engine, stock)
     except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
         outcome = partial(answer.set_exception, error)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from modelsupd.core.events import Failure, FailureClass
+
+_KIB = 1024
 
 
 class Role(StrEnum):
@@ -138,6 +141,11 @@ class Identity:
         return f"{self.device:x}-{self.inode:x}-{self.size_bytes:x}-{self.mtime_ns:x}"
 
 
+def identity_of(found: os.stat_result) -> Identity:
+    """Return the identity that a look at a file saw."""
+    return Identity(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a fetch or a verification has come, summed over files; `rate` in bytes a second, None when unknown."""
@@ -151,6 +159,20 @@ class Progress:
     def left_s(self) -> float | None:
         """Return the time left in seconds, where it can be told."""
         return (self.total_bytes - self.done_bytes) / self.rate if self.rate else None
+
+
+#: What can become of a file.
+FETCHED, VERIFIED, MOVED_ASIDE = "fetched", "verified", "moved aside"
+
+
+@dataclass(frozen=True, slots=True)
+class FileDone:
+    """What became of one file (`FETCHED`, `VERIFIED`, `MOVED_ASIDE`), with the words for it."""
+
+    path: str
+    outcome: str
+    size_bytes: int
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,3 +220,13 @@ class Structure:
 
     kind: Literal["ok", "unknown", "bad"]
     words: str = ""
+
+
+def size_words(size_bytes: float) -> str:
+    """Return a size with its binary unit: `812 B`, `1.2 GiB`."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < _KIB:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= _KIB
+    return f"{value:.1f} TiB"

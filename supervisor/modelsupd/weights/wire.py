@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelsupd.core.events import Failure, FailureClass
-from modelsupd.weights.base import HubSource, LocalSource, Part, Pin, Pinned, Progress, Role, Settings, Source
+from modelsupd.weights.base import FileDone, HubSource, LocalSource, Part, Pin, Pinned, Progress, Role, Settings, Source
 
 VERSION = 1
 
@@ -29,16 +29,6 @@ class Job:
     locked: tuple[Pinned | None, ...]
     settings: Settings
     engine: str
-
-
-@dataclass(frozen=True, slots=True)
-class FileDone:
-    """What became of one file: `fetched`, `verified` or `moved aside`, with the words for it."""
-
-    path: str
-    outcome: str
-    size_bytes: int
-    words: str = ""
 
 
 @dataclass(frozen=True, slots=True)

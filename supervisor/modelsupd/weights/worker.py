@@ -14,9 +14,9 @@ import time
 from typing import BinaryIO
 
 from modelsupd.core.events import Failure, FailureClass
-from modelsupd.weights.base import Progress, WeightsError
-from modelsupd.weights.job import Stopped, carry_out
-from modelsupd.weights.wire import FileDone, Finished, Report, read_job, report_line
+from modelsupd.weights.base import FileDone, Progress, Stopped, WeightsError
+from modelsupd.weights.job import carry_out
+from modelsupd.weights.wire import Finished, Report, read_job, report_line
 
 #: Engines and whoever is served by them come first.
 NICENESS = 10
@@ -58,7 +58,7 @@ def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: _end(stop))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the daemon's to handle
-    line = sys.stdin.buffer.readline()
+    line = _line()
     threading.Thread(target=_until_daemon_is_gone, args=(stop,), daemon=True).start()
     report = _Reporter(out)
     try:
@@ -76,8 +76,17 @@ def main() -> int:
     return 0 if finished.failure is None else 1
 
 
+def _line() -> bytes:
+    """Return the first line of stdin, and nothing of what may follow."""
+    line = b""
+    while not line.endswith(b"\n") and (piece := os.read(0, 1 << 16)):
+        line += piece
+    return line
+
+
 def _until_daemon_is_gone(stop: threading.Event) -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not by `sys.stdin`, whose lock would hold up the interpreter's end.
+    while os.read(0, 4096):
         pass
     _end(stop)
 

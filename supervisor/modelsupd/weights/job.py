@@ -1,0 +1,278 @@
+"""Makes the parts of a model whole: finds out which files they are, fetches what is missing, verifies the rest.
+
+Runs in the worker process, and in commands such as `modelsupd pull`. It decides nothing about engines: when it is done,
+`look` is asked again. Whatever interrupts it, the next one goes on from what lies on the disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from modelsupd.core.events import FailureClass
+from modelsupd.weights import hub, quarantine, structure, transfer
+from modelsupd.weights.base import (
+    FETCHED,
+    MOVED_ASIDE,
+    FileDone,
+    HubSource,
+    Part,
+    Pin,
+    Pinned,
+    Progress,
+    Role,
+    Stopped,
+    WeightsError,
+    size_words,
+)
+from modelsupd.weights.cache import Repo, unreadable
+from modelsupd.weights.checking import Candidate, Checker, differs
+from modelsupd.weights.publishing import Listing, publish
+from modelsupd.weights.records import Records
+from modelsupd.weights.sources import chosen, local_files
+from modelsupd.weights.verdicts import Verdict, Verdicts
+from modelsupd.weights.wire import Job
+
+#: How many missing files are named; of more, the number is said.
+SHOWN = 5
+
+#: How to bring what is missing to a machine that has no network.
+OFFLINE_ADVICE = (
+    "where there is a network, 'modelsupd pull' and 'modelsupd export MODEL FILE.tar'; here 'modelsupd import FILE.tar'"
+)
+
+
+def carry_out(job: Job, report: Callable[[Progress | FileDone], None], stop: threading.Event) -> tuple[Pinned, ...]:
+    """Do the job; return what each part was found to be, every file with its sha256 where one was taken.
+
+    Raises WeightsError where a part cannot be made whole, Stopped when `stop` is set; what was done until then is kept.
+    """
+    work = _Work(job, report, stop)
+    return tuple(work.part(part, locked) for part, locked in zip(job.parts, job.locked, strict=True))
+
+
+class _Work:
+    def __init__(self, job: Job, report: Callable[[Progress | FileDone], None], stop: threading.Event) -> None:
+        self._job, self._settings, self._report, self._stop = job, job.settings, report, stop
+        self._records = Records(self._settings.state_dir)
+        self._checker = Checker(Verdicts(self._settings.state_dir), self._moved, report, stop)
+        self._counting = threading.Lock()
+        self._doing, self._done_bytes, self._total_bytes = "", 0, 0
+
+    def part(self, part: Part, locked: Pinned | None) -> Pinned:
+        if self._stop.is_set():
+            raise Stopped
+        try:
+            if isinstance(part.source, HubSource):
+                found = self._of_hub(part, part.source, locked)
+            else:
+                found = self._local(part, locked)
+            self._records.put(found, self._job.engine)
+        except OSError as error:
+            raise unreadable(Path(error.filename or str(part.source)), error) from error
+        return found
+
+    # Progress
+
+    @contextmanager
+    def _doing_it(self, what: str, total_bytes: int) -> Iterator[None]:
+        with self._counting:
+            self._doing, self._done_bytes, self._total_bytes = what, 0, total_bytes
+        self._moved(0)
+        yield
+        self._moved(0)
+
+    def _moved(self, by_bytes: int) -> None:
+        with self._counting:
+            # What a server made us fetch again may not count beyond the whole.
+            self._done_bytes = max(0, min(self._done_bytes + by_bytes, self._total_bytes))
+            progress = Progress(self._doing, self._done_bytes, self._total_bytes)
+        if progress.total_bytes:
+            self._report(progress)
+
+    # Local files
+
+    def _local(self, part: Part, locked: Pinned | None) -> Pinned:
+        assert not isinstance(part.source, HubSource)  # noqa: S101 - the caller's choice
+        known = {pin.path: pin for pin in locked.files} if locked else {}
+        files = local_files(part.source)
+        if locked and (other := known.keys() ^ {name for name, _ in files}):
+            words = f"cannot use '{part.source}': the lock names other files; they differ in {_listed(sorted(other))}"
+            raise WeightsError(FailureClass.BAD_WEIGHTS, words)
+        candidates = []
+        for name, path in files:
+            expected = known[name].sha256 if name in known else part.sha256
+            candidates.append(Candidate(Pin(name, path.stat().st_size, expected), path, hashed=expected is not None))
+        for candidate, verdict in zip(candidates, self._verified(part, candidates), strict=True):
+            if (wrong := differs(candidate.pin, verdict)) is not None:
+                raise _wrong(part, candidate, wrong, "it is left where it lies, for it has no source to fetch it from")
+            self._refuse_broken(candidate, verdict)
+        self._complete(part, candidates)
+        return Pinned(str(part.source), None, tuple(candidate.pin for candidate in candidates), part.allow, part.ignore)
+
+    # The hub's files
+
+    def _of_hub(self, part: Part, source: HubSource, locked: Pinned | None) -> Pinned:
+        repo = Repo(self._settings.cache_dir, source.repo)
+        pinned, listing = self._pins(part, source, repo, locked)
+        assert pinned.commit is not None  # noqa: S101 - whatever is of the hub is of a commit
+        candidates = [self._candidate(repo, pinned.commit, pin) for pin in pinned.files]
+        missing = [candidate for candidate in candidates if not self._is_there(candidate)]
+        self._fetch(source, pinned, missing)
+        there = [candidate for candidate in candidates if candidate not in missing]
+        verdicts = dict(zip((it.pin.path for it in there), self._verified(part, there), strict=True))
+        wrong = [it for it in there if differs(it.pin, verdicts[it.pin.path])]
+        for candidate in wrong:
+            self._move_aside(candidate, verdicts[candidate.pin.path])
+        self._fetch(source, pinned, wrong)
+        final = [replace(it, path=repo.blob(it.pin)) if it in (*missing, *wrong) else it for it in candidates]
+        pins = []
+        for candidate in final:
+            verdict = self._checker.known(candidate)
+            if verdict is None or differs(candidate.pin, verdict):
+                words = f"cannot verify '{candidate.path}': it changes all the time"
+                raise WeightsError(FailureClass.UNREACHABLE, words)
+            self._refuse_broken(candidate, verdict)
+            pins.append(replace(candidate.pin, sha256=verdict.sha256))
+        self._complete(part, final)
+        publish(source.repo, pinned.commit, source.revision, pinned.files, self._settings, listing=listing)
+        return Pinned(str(source), pinned.commit, tuple(pins), part.allow, part.ignore)
+
+    def _pins(self, part: Part, source: HubSource, repo: Repo, locked: Pinned | None) -> tuple[Pinned, Listing | None]:
+        """Return the files of a source: as locked, as resolved before, as the cache has it, or as the hub tells."""
+        record = self._records.get(part)
+        if locked is not None or record is not None:
+            return locked or record.pinned, None  # type: ignore[union-attr]  # one of the two is there
+        commit = repo.commit_of(source.revision)
+        listing: Listing | None = None
+        files = repo.tree(commit) if commit else None
+        if files is None and commit and self._is_complete(part, repo, commit):
+            files = repo.pins_by_names(commit)
+        if files is None:
+            asked = replace(source, revision=commit or source.revision)
+            with self._doing_it(f"asking for the files of {source}", 0):
+                listing = hub.listing(asked, self._settings, stop=self._stop)
+            commit, files = listing.commit, listing.files
+        pins = chosen(part, files)
+        if part.sha256 is not None:
+            if len(pins) != 1:
+                words = f"cannot use sha256 with '{source}': it is {len(pins)} files; 'modelsupd pull' locks them all"
+                raise WeightsError(FailureClass.BAD_WEIGHTS, words)
+            if pins[0].sha256 not in (None, part.sha256):
+                words = f"cannot use '{source}': its sha256 is {pins[0].sha256}, declared is {part.sha256}"
+                raise WeightsError(FailureClass.BAD_WEIGHTS, words)
+        return Pinned(str(source), commit, pins, part.allow, part.ignore), listing
+
+    def _is_complete(self, part: Part, repo: Repo, commit: str) -> bool:
+        """Tell whether a snapshot of a cache that nobody listed looks whole: by its own index, shards and config."""
+        pins = repo.pins_by_names(commit)
+        if not pins or repo.dangling(commit) or any(pin.blob is None for pin in pins):
+            return False
+        try:
+            picked = chosen(part, pins)
+        except WeightsError:
+            return False
+        files = {pin.path: repo.file(commit, pin.path) for pin in picked}
+        return structure.check_set(files, self._engine_of(part)).kind != "bad"
+
+    def _candidate(self, repo: Repo, commit: str, pin: Pin) -> Candidate:
+        """Return where a file lies: in the snapshot, else among the blobs, where it will be put."""
+        at = repo.file(commit, pin.path)
+        return Candidate(pin, at if at.exists() else repo.blob(pin))
+
+    def _is_there(self, candidate: Candidate) -> bool:
+        try:
+            found = candidate.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if found.st_size == candidate.pin.size_bytes:
+            return True
+        self._move_aside(candidate, None)
+        return False
+
+    def _move_aside(self, candidate: Candidate, verdict: Verdict | None) -> None:
+        pin, path = candidate.pin, candidate.path.resolve()
+        wrong = differs(pin, verdict) if verdict is not None else None
+        expected, actual = wrong or (f"{pin.size_bytes} bytes", f"{path.stat().st_size} bytes")
+        why = f"expected {expected}, found {actual}"
+        digests = (expected.split()[-1], actual.split()[-1]) if wrong else (None, None)
+        moved = quarantine.move_aside(path, self._settings.state_dir, why, *digests, origin=candidate.path)
+        self._report(FileDone(pin.path, MOVED_ASIDE, pin.size_bytes, f"{why}; it lies in '{moved}' now"))
+
+    def _fetch(self, source: HubSource, pinned: Pinned, wanted: Sequence[Candidate]) -> None:
+        """Fetch files into the cache; small ones side by side, large ones one after the other in parts."""
+        if not wanted:
+            return
+        total = sum(candidate.pin.size_bytes for candidate in wanted)
+        lacking = f"{len(wanted)} of {len(pinned.files)} files of {source} are missing ({size_words(total)}): "
+        lacking += _listed([candidate.pin.path for candidate in wanted])
+        if self._settings.offline:
+            words = f"cannot fetch what is missing: weights.offline is set; {lacking}; {OFFLINE_ADVICE}"
+            raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words)
+        self._records.claim(replace(pinned, files=tuple(candidate.pin for candidate in wanted)))
+        small = [candidate for candidate in wanted if candidate.pin.size_bytes <= self._settings.part_bytes]
+        large = [candidate for candidate in wanted if candidate.pin.size_bytes > self._settings.part_bytes]
+        try:
+            with self._doing_it(f"fetching {len(wanted)} files of {source}", total):
+                with ThreadPoolExecutor(self._settings.parts) as pool:
+                    list(pool.map(lambda candidate: self._fetch_one(source, pinned, candidate), small))
+                for candidate in large:
+                    self._fetch_one(source, pinned, candidate)
+        except WeightsError as error:
+            if error.kind is not FailureClass.UNREACHABLE:
+                raise
+            words = f"{error}; {lacking}; without a network: {OFFLINE_ADVICE}"
+            raise WeightsError(error.kind, words, retry_after_s=error.retry_after_s) from error
+
+    def _fetch_one(self, source: HubSource, pinned: Pinned, candidate: Candidate) -> None:
+        assert pinned.commit is not None  # noqa: S101 - of the hub
+        repo, pin = Repo(self._settings.cache_dir, source.repo), candidate.pin
+        location = hub.location(source.repo, pinned.commit, pin.path, self._settings)
+        final = repo.blob(pin)
+        done = transfer.fetch(
+            location,
+            pin=pin,
+            final=final,
+            settings=self._settings,
+            progress=self._moved,
+            stop=self._stop,
+        )
+        self._checker.fetched(replace(candidate, path=final), done.sha256)
+        self._report(FileDone(pin.path, FETCHED, pin.size_bytes))
+
+    # Both
+
+    def _verified(self, part: Part, candidates: Sequence[Candidate]) -> list[Verdict]:
+        unknown = [it for it in candidates if it.hashed and self._checker.known(it) is None]
+        with self._doing_it(f"verifying {part.source}", sum(it.path.stat().st_size for it in unknown)):
+            return self._checker.check(candidates)
+
+    def _complete(self, part: Part, candidates: Sequence[Candidate]) -> None:
+        files = {candidate.pin.path: candidate.path for candidate in candidates}
+        found = structure.check_set(files, self._engine_of(part))
+        if found.kind == "bad":
+            raise WeightsError(FailureClass.BAD_WEIGHTS, f"cannot load '{part.source}': {found.words}")
+
+    def _engine_of(self, part: Part) -> str | None:
+        return self._job.engine if part.role is Role.WEIGHTS else None
+
+    def _refuse_broken(self, candidate: Candidate, verdict: Verdict) -> None:
+        if verdict.structure == "bad":
+            words = f"cannot load '{candidate.path}': it {verdict.words}"
+            raise WeightsError(FailureClass.BAD_WEIGHTS, words, path=candidate.path)
+
+
+def _wrong(part: Part, candidate: Candidate, wrong: tuple[str, str], then: str) -> WeightsError:
+    expected, actual = wrong
+    said = "declared" if part.sha256 else "in the lock"
+    words = f"cannot load '{candidate.path}': it has {actual}, and {said} is {expected}; {then}"
+    return WeightsError(FailureClass.BAD_WEIGHTS, words, path=candidate.path)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

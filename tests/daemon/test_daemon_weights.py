@@ -1,0 +1,254 @@
+"""A daemon whose model's weights come from a hub: fetched, verified, shown, given up, and started without a network."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hosts import Host, fake_model, host, settled, small_gguf, whys
+from hub_faults import Drop, Stall, Status, Wrong
+from mock_hub import MockHub, Repo
+from modelsupd.weights.cache import Repo as Cached
+from waiting import until
+
+SIZE = 1 << 20
+FILE = "m.gguf"
+NAME = f"org/m/{FILE}"
+
+
+@pytest.fixture
+def hub() -> Iterator[MockHub]:
+    with MockHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def repo(hub: MockHub) -> Repo:
+    return hub.add("org/m", {FILE: small_gguf(size_bytes=SIZE), "README.md": b"hello"}, lfs={FILE})
+
+
+def declared(place: Path, hub: MockHub, *models: str, more: str = "") -> str:
+    """Return the part of models.toml below [daemon], with limits that make a fetch fail quickly."""
+    weights = (
+        f"[weights]\nendpoint = '{hub.url}'\ncache_dir = '{place / 'hub'}'\nattempts = 3\npart_bytes = 65536\n"
+        f"backoff_initial_s = 0.02\nbackoff_max_s = 0.05\nstall_timeout_s = 0.5\nmin_free_bytes = 0\n{more}\n"
+    )
+    return weights + "\n".join(models or (of_hub(),))
+
+
+def of_hub(name: str = "m", source: str = f"hf:org/m/{FILE}", extra: str = "") -> str:
+    """Return a model whose engine is told where its weights lie by its environment."""
+    model = fake_model(name, extra=f"weights = '{source}'\n{extra}")
+    return f"{model}[models.{name}.env]\nWEIGHTS = '{{weights}}'\n"
+
+
+def weights_of(pid: int) -> Path:
+    environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return Path(next(item for item in environ if item.startswith(b"WEIGHTS=")).removeprefix(b"WEIGHTS=").decode())
+
+
+def blob(place: Path, repo: Repo, path: str = FILE) -> Path:
+    return Cached(place / "hub", repo.name).folder / "blobs" / repo.file(path).etag
+
+
+def workers(place: Path) -> list[int]:
+    """Return the pids of the workers of the daemon in `place`, which write below it."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            try:
+                words, environ = Path(entry.path, "cmdline").read_bytes(), Path(entry.path, "environ").read_bytes()
+            except OSError:
+                continue
+            if b"modelsupd.weights.worker" in words and str(place.parent).encode() in environ:
+                found.append(int(entry.name))
+    return found
+
+
+def fetching(daemon: Host, at_least: int = 1) -> dict[str, Any]:
+    """Wait until so many bytes are there, and return what the status says of it."""
+    seen: dict[str, Any] = {}
+
+    def there() -> bool:
+        seen.update(daemon.replica().get("weights") or {})
+        return bool(seen.get("done_bytes", 0) >= at_least)
+
+    until(there, what=lambda: f"{daemon.replica()} {daemon.said()}")
+    return seen
+
+
+def test_weights_are_fetched_verified_and_then_start_without_a_hub(place: Path, hub: MockHub, repo: Repo) -> None:
+    hub.faults[NAME] = Stall(after=SIZE // 2, times=1)
+    with host(place, declared(place, hub)) as daemon:
+        shown = fetching(daemon)
+        assert shown["total_bytes"] == repo.file(FILE).size
+        assert "fetching" in daemon.replica()["reason"]
+        first = daemon.until_phase("ready")
+        path = weights_of(first["pid"])
+        assert path.read_bytes() == small_gguf(size_bytes=SIZE)
+        assert path.parent.name == repo.commit
+        assert "weights: 1.0 MiB, verified by sha256" in whys(daemon)
+        assert not any("README" in request.path for request in hub.requests)
+        requests = len(hub.requests)
+        hub.close()
+        daemon.client.command("restart", "m")
+        daemon.until_phase("ready", run=2)
+        assert daemon.stop() == 0
+        daemon.start()
+        daemon.until_phase("ready", run=3)
+        assert len(hub.requests) == requests
+
+
+def test_a_stop_keeps_what_was_fetched_and_a_start_goes_on_from_there(place: Path, hub: MockHub, repo: Repo) -> None:
+    hub.faults[NAME] = Stall(after=SIZE // 4)
+    with host(place, declared(place, hub)) as daemon:
+        fetching(daemon, SIZE // 8)
+        daemon.client.command("stop", "m")
+        daemon.until_phase("stopped")
+        until(lambda: not workers(place), what="the worker ends")
+        before = hub.body_bytes_sent
+        del hub.faults[NAME]
+        daemon.client.command("start", "m")
+        daemon.until_phase("ready")
+        assert hub.body_bytes_sent - before < repo.file(FILE).size
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_daemon_that_ends_ends_its_worker_and_the_next_one_goes_on(
+    place: Path, hub: MockHub, repo: Repo, number: signal.Signals
+) -> None:
+    hub.faults[NAME] = Stall(after=SIZE // 4)
+    with host(place, declared(place, hub)) as daemon:
+        fetching(daemon, SIZE // 8)
+        daemon.stop(number)
+        until(lambda: not workers(place), what="the worker ends")
+        before = hub.body_bytes_sent
+        del hub.faults[NAME]
+        daemon.start()
+        daemon.until_phase("ready")
+        assert hub.body_bytes_sent - before < repo.file(FILE).size
+
+
+def test_a_worker_that_is_killed_is_no_failure_of_the_model(place: Path, hub: MockHub, repo: Repo) -> None:
+    hub.faults[NAME] = Stall(after=SIZE // 4)
+    with host(place, declared(place, hub)) as daemon:
+        fetching(daemon, SIZE // 8)
+        for pid in workers(place):
+            os.kill(pid, signal.SIGKILL)
+        del hub.faults[NAME]
+        daemon.until_phase("ready")
+        assert "the worker for the weights ended without an answer: killed by signal 9" in whys(daemon)
+        assert repo.file(FILE).size
+
+
+def test_a_flipped_byte_is_found_moved_aside_and_fetched_again(place: Path, hub: MockHub, repo: Repo) -> None:
+    with host(place, declared(place, hub)) as daemon:
+        daemon.until_phase("ready")
+        daemon.client.command("stop", "m")
+        daemon.until_phase("stopped")
+        path = blob(place, repo)
+        spoiled = bytearray(path.read_bytes())
+        spoiled[SIZE // 2] ^= 1
+        settled(path, bytes(spoiled))
+        daemon.client.command("start", "m")
+        ready = daemon.until_phase("ready", run=2)
+        assert weights_of(ready["pid"]).read_bytes() == small_gguf(size_bytes=SIZE)
+        said = daemon.said()
+        assert "weights moved aside" in said
+        assert repo.file(FILE).sha256 in said
+        kept = [found for found in place.rglob("*quarantine*/**/*") if found.is_file()]
+        assert any(found.read_bytes() == bytes(spoiled) for found in kept)
+
+
+def test_a_flipped_byte_without_a_hub_starts_nothing_and_says_both_digests(
+    place: Path, hub: MockHub, repo: Repo
+) -> None:
+    with host(place, declared(place, hub)) as daemon:
+        daemon.until_phase("ready")
+        daemon.client.command("stop", "m")
+        daemon.until_phase("stopped")
+        hub.close()
+        spoiled = bytearray(blob(place, repo).read_bytes())
+        spoiled[-1] ^= 0x80
+        settled(blob(place, repo), bytes(spoiled))
+        daemon.client.command("start", "m")
+        reason = daemon.until_phase("backoff", "failed", timeout_s=30)["reason"]
+        assert "unreachable" in reason
+        assert FILE in reason
+        assert "modelsupd import" in reason
+        assert f"expected sha256 {repo.file(FILE).sha256}" in daemon.said()
+
+
+def test_wrong_bytes_of_the_hub_are_never_loaded(place: Path, hub: MockHub, repo: Repo) -> None:
+    hub.faults[NAME] = Wrong(at=SIZE // 2)
+    with host(place, declared(place, hub)) as daemon:
+        failed = daemon.until_phase("failed")
+        assert failed["reason"].startswith("bad-weights: ")
+        assert repo.file(FILE).sha256 in failed["reason"]
+        assert not blob(place, repo).exists()
+        assert failed["pid"] is None
+
+
+def test_what_the_hub_does_not_have_is_said_and_found_later(place: Path, hub: MockHub) -> None:
+    model = of_hub(extra="").replace("backoff_initial_s", "cool_down_s = 0.5\nbackoff_initial_s")
+    with host(place, declared(place, hub, model)) as daemon:
+        failed = daemon.until_phase("failed")
+        assert failed["reason"].startswith("weights-unavailable: ")
+        assert "org/m" in failed["reason"]
+        hub.add("org/m", {FILE: small_gguf()}, lfs={FILE})
+        assert daemon.until_phase("ready")["restarts"] >= 1
+
+
+def test_offline_names_what_is_missing_and_how_to_bring_it(place: Path, hub: MockHub, repo: Repo) -> None:
+    more = "offline = true\n[models.other]\nengine = 'command'\ncommand = ['x', '{socket}']\nstart = 'manual'\n"
+    with host(place, declared(place, hub)) as daemon:
+        daemon.until_phase("ready")
+        daemon.stop()
+        blob(place, repo).unlink()
+        daemon.declare(declared(place, hub, of_hub(), more=more))
+        daemon.start()
+        failed = daemon.until_phase("failed")
+        assert "weights-unavailable" in failed["reason"]
+        assert "1 of 1 files" in failed["reason"]
+        assert f"{FILE}; where there is a network, 'modelsupd pull'" in failed["reason"]
+
+
+def test_replicas_share_one_fetch_and_models_wait_for_one_another(place: Path, hub: MockHub, repo: Repo) -> None:
+    hub.add("org/n", {FILE: small_gguf(1, size_bytes=SIZE)}, lfs={FILE})
+    hub.faults[NAME] = hub.faults[f"org/n/{FILE}"] = Stall(after=SIZE // 4)
+    models = of_hub("m", extra="replicas = 2"), of_hub("n", f"hf:org/n/{FILE}")
+    with host(place, declared(place, hub, *models, more="downloads = 1")) as daemon:
+        until(
+            lambda: any("waiting for another download" in daemon.replica(name)["reason"] for name in ("m/0", "n/0")),
+            what="one waits for the other",
+        )
+        assert len(workers(place)) == 1
+        hub.faults.clear()
+        for name in ("m/0", "m/1", "n/0"):
+            daemon.until_phase("ready", name=name)
+        assert repo.file(FILE).size <= hub.body_bytes_sent < 4 * SIZE
+
+
+def test_an_interrupted_transfer_goes_on_within_the_same_start(place: Path, hub: MockHub, repo: Repo) -> None:
+    hub.faults[NAME] = Drop(after=SIZE // 8, times=3)
+    hub.faults["org/m"] = Status(status=503, times=1)
+    with host(place, declared(place, hub)) as daemon:
+        assert daemon.until_phase("ready")["run"] == 1
+        assert repo.file(FILE).size
+
+
+def test_weights_that_change_under_a_running_engine_are_told(place: Path, hub: MockHub) -> None:
+    weights = settled(place / "w.gguf", small_gguf())
+    with host(place, declared(place, hub, of_hub(source=str(weights)), more="change_look_s = 0.1")) as daemon:
+        daemon.until_phase("ready")
+        settled(place / "new", small_gguf(7)).rename(weights)
+        until(lambda: "has changed since" in daemon.replica()["reason"], timeout_s=15, what=daemon.said)
+        assert daemon.replica()["run"] == 1
+        daemon.client.command("restart", "m")
+        ready = daemon.until_phase("ready", run=2)
+        assert "has changed" not in ready["reason"]
