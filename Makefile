@@ -7,6 +7,7 @@ PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR ?=
 SEEDS ?= 1000
+FUZZ_SECONDS ?= 60
 
 # Never the scripts in .venv/bin: their first line holds an absolute path, which is wrong once the folder has moved.
 PY := .venv/bin/python
@@ -60,12 +61,26 @@ engines: $(READY) ## provide llama-server and llama-cpp-python, built once and k
 sim: $(READY) ## the simulator on SEEDS=1000 seeds
 	cd tests && ../$(PY) -m sim --seeds $(SEEDS)
 
+.PHONY: mutants
+mutants: $(READY) ## change core/ in every small way there is, and see that a test or the simulator notices (10 minutes)
+	cd tests && ../$(PY) -m mutants
+
+.PHONY: mutants-sample
+mutants-sample: $(READY) ## the same for 300 of them, drawn with a fixed seed (2 minutes)
+	cd tests && ../$(PY) -m mutants --sample 300 --seed 1
+
 .PHONY: bench
 bench: $(READY) ## measure every figure of docs/performance.md (half an hour); one alone: make bench-restart
 	$(PY) bench
 
 bench-%: $(READY)
 	$(PY) bench $*
+
+# Its fuzzer is installed by this target alone: nothing else needs it, and it is large.
+.PHONY: fuzz
+fuzz: $(READY) ## fuzz the readers of GGUF, safetensors and JSON, FUZZ_SECONDS=60 each
+	PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet --disable-pip-version-check atheris
+	PYTHONPATH=tests $(PY) fuzz/formats.py --seconds $(FUZZ_SECONDS)
 
 .PHONY: lint
 lint: $(READY) ## ruff and mypy --strict
@@ -116,5 +131,5 @@ uninstall: ## remove what install wrote; configuration and state stay
 
 .PHONY: clean
 clean: ## remove .venv and caches; built engines stay in the user's cache
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
-	find supervisor tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz dist
+	find supervisor tests tools bench fuzz -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Provide a `llama-server`: the one on PATH, one built earlier, or one built now.
+"""Provide a `llama-server`: the one on PATH, one built earlier, or one built now; `llama-fit-params` beside it.
 
 The sources are those inside the llama-cpp-python source package, whose version and sha256 are pinned here, because
 it is the one place from which a package registry hands out llama.cpp. There is one build for the demo and the tests;
@@ -28,6 +28,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 PACKAGE = "llama-cpp-python"
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+
+#: The second says how much memory a model takes, which the tests hold our own estimate against.
+TARGETS = ("llama-server", "llama-fit-params")
 
 #: Shared libraries, so that the Python binding can be pointed at the same ones; found beside the binary by
 #: `$ORIGIN`, so that the result can be moved. `GGML_NATIVE=OFF` keeps a cached build usable on another machine.
@@ -64,8 +67,8 @@ def cache_dir() -> Path:
 
 
 def build_dir() -> Path:
-    """Return the folder of this version and these flags: a change of either is another build."""
-    key = hashlib.sha256("\0".join((SHA256, *CMAKE_FLAGS)).encode()).hexdigest()[:12]
+    """Return the folder of this version, these flags and these programs: a change of any is another build."""
+    key = hashlib.sha256("\0".join((SHA256, *CMAKE_FLAGS, *TARGETS)).encode()).hexdigest()[:12]
     return cache_dir() / f"llama.cpp-{VERSION}-{key}"
 
 
@@ -76,6 +79,13 @@ def find() -> Path | None:
         return Path(on_path)
     built = build_dir() / "bin" / "llama-server"
     return built if built.exists() else None
+
+
+def fit_params() -> Path | None:
+    """Return the `llama-fit-params` that lies beside what `find` returns, if there is one: it is of the same build."""
+    server = find()
+    beside = server.resolve().with_name("llama-fit-params") if server else None
+    return beside if beside and beside.exists() else None
 
 
 def fetch(into: Path) -> Path:
@@ -133,12 +143,12 @@ def compile_server(source: Path, into: Path) -> None:
         configure = ["cmake", "-S", str(source), "-B", str(build), *generator, *CMAKE_FLAGS]
         if subprocess.run(configure, stdout=out, stderr=out, check=False).returncode != 0:
             raise BuildError(failure("configure", log))
-    run_build(["cmake", "--build", str(build), "--target", "llama-server", "--parallel", str(jobs)], log)
+    run_build(["cmake", "--build", str(build), "--target", *TARGETS, "--parallel", str(jobs)], log)
     staging = into / "bin.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     for path in (build / "bin").iterdir():
-        if path.name == "llama-server" or ".so" in path.name:
+        if path.name in TARGETS or ".so" in path.name:
             shutil.copy2(path, staging / path.name, follow_symlinks=False)
     staging.rename(into / "bin")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf as peer
 import pytest
 
 import tiny_gguf
-from format_files import STRING, entry, small, text, u32
+from format_files import STRING, entry, small, tensor, text, u32
 from format_files import safetensors as write_safetensors
 from gguf_models import Model, write
 from modelsupd.weights import claim, layers
@@ -107,10 +108,23 @@ def test_windows(tmp_path: Path) -> None:
     # Five of six layers see the last 512 tokens, and a batch of 512 on top.
     assert claimed(tmp_path, model, Use(context=8192, parallel=1)).kv_bytes == per_token * (8192 + 5 * 1024)
     assert claimed(tmp_path, model, Use(context=8192)).kv_bytes == per_token * (8192 + 5 * (4 * 512 + 512))
+    apart = per_token * 3 * (2816 + 5 * 1024)  # a third of 8192, in whole caches of 256
+    assert claimed(tmp_path, model, Use(context=8192, parallel=3)).kv_bytes == apart
     assert claimed(tmp_path, model, Use(context=8192, swa_full=True)).kv_bytes == per_token * 6 * 8192
     assert claimed(tmp_path, model, Use(context=256)).kv_bytes == per_token * 6 * 256
     off = Model(architecture="gemma3", layers=6, numbers={"attention.sliding_window": 0})
     assert claimed(tmp_path, off, Use(context=8192)).kv_bytes == per_token * 6 * 8192
+
+
+def test_states_of_fixed_size(tmp_path: Path) -> None:
+    numbers = {"inner_size": 64, "state_size": 16, "time_step_rank": 8, "conv_kernel": 4, "group_count": 2}
+    model = Model(architecture="mamba", numbers={f"ssm.{key}": value for key, value in numbers.items()})
+    state = 2 * 4 * (3 * 64 + 16 * 64)  # of two layers; the groups are not read
+    assert claimed(tmp_path, model, Use(context=512)).kv_bytes == 4 * state
+    assert claimed(tmp_path, model, Use(context=99_999, parallel=1)).kv_bytes == state
+    hybrid = Model(architecture="lfm2", layers=3, kv_heads=[0, 2, 0], tied=True, numbers={"shortconv.l_cache": 3})
+    expected = 2 * 4 * 64 * 2 + 512 * (2 * 16) * 2 * 2
+    assert claimed(tmp_path, hybrid, Use(context=512, parallel=1)).kv_bytes == expected
 
 
 @pytest.mark.parametrize(
@@ -139,6 +153,27 @@ def test_a_header_without_numbers(tmp_path: Path) -> None:
     assert "llama.block_count is missing" in claim.claim(found, Use()).words
     nameless = described(small(entry(b"general.name", STRING, text(b"x"))).write(tmp_path / "n.gguf"))
     assert (nameless.name, nameless.quantisation) == ("x", "F32")
+
+
+@pytest.mark.parametrize(("kind", "architecture"), [("adapter", "llama"), ("mmproj", "clip"), ("model", "bert")])
+def test_what_keeps_nothing(kind: str, architecture: str, tmp_path: Path) -> None:
+    metadata = [entry(f"general.{key}".encode(), STRING, text(value.encode())) for key, value in (
+        ("type", kind), ("architecture", architecture)
+    )]  # fmt: skip
+    file = replace(small(), metadata=metadata)
+    found = claim.claim(described(file.write(tmp_path / "m.gguf")), Use(gpu_layers=0))
+    assert (found.kv_bytes, found.ram_bytes, found.words) == (0, found.weights_bytes, "")
+
+
+def test_tensors_of_an_unknown_type(tmp_path: Path) -> None:
+    numbers = [u32(f"llama.{key}", value) for key, value in (
+        ("block_count", 1), ("attention.head_count", 2), ("embedding_length", 32), ("context_length", 512)
+    )]  # fmt: skip
+    file = small(*numbers)
+    file = replace(file, tensors=[tensor(b"a", (8, 4), 77, 0), *file.tensors[1:]])
+    found = claim.claim(described(file.write(tmp_path / "m.gguf")), Use())
+    assert (found.weights_bytes, found.kv_bytes, found.vram_bytes) == (None, 512 * 32 * 2 * 2, None)
+    assert found.words == "the size of its tensors is not known"
 
 
 def test_every_known_architecture_is_one_of_the_peer_s() -> None:

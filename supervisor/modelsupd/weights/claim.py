@@ -179,13 +179,15 @@ def facts_of_folder(headers: Sequence[safetensors.Header], config: Mapping[str, 
 def claim(facts: Facts, use: Use) -> Claim:
     """Return how much memory a model takes when it is run so."""
     context = use.context or facts.context_length
-    why = [facts.keeps] if isinstance(facts.keeps, str) else []
-    why += ["its context length is not known"] if not context else []
-    why += ["the size of its tensors is not known"] if facts.weights_bytes is None else []
+    why = ["the size of its tensors is not known"] if facts.weights_bytes is None else []
     kept: list[int] | None = None
-    if context and not isinstance(facts.keeps, str):
+    if isinstance(facts.keeps, str):
+        why.append(facts.keeps)
+    elif facts.keeps and not context:
+        why.append("its context length is not known")
+    else:
         try:
-            kept = [_kept_bytes(layer, facts.form, context, use) for layer in facts.keeps]
+            kept = [_kept_bytes(layer, facts.form, context or 0, use) for layer in facts.keeps]
         except UnknownError as error:
             why.append(str(error))
     kv_bytes = None if kept is None else sum(kept)

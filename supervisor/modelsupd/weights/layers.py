@@ -23,10 +23,10 @@ _PLAIN = frozenset(
     qwen3moe qwen3vl qwen3vlmoe refact seed_oss smollm3 stablelm starcoder starcoder2 talkie xverse
     """.split()  # noqa: SIM905 - as a list of seventy quoted names it could not be read
 )
-#: They answer from the whole input at once and keep nothing.
+#: They answer from the whole input at once and keep nothing; clip is what multimodal projectors call themselves.
 _NO_CACHE = frozenset(
     """
-    bert dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert neo-bert nomic-bert
+    bert clip dream eurobert gemma-embedding jina-bert-v2 jina-bert-v3 llada llada-moe modern-bert neo-bert nomic-bert
     nomic-bert-moe rnd1 wavtokenizer-dec
     """.split()  # noqa: SIM905 - the same
 )
@@ -87,7 +87,7 @@ def of(header: Header) -> tuple[Layer, ...]:
     if architecture not in KNOWN:
         known = "it names no architecture" if architecture is None else f"architecture {quoted(architecture)}"
         raise UnknownError(f"the memory of {known} is not known" if architecture else known)
-    if architecture in _NO_CACHE:
+    if architecture in _NO_CACHE or header.text("general.type") == "adapter":  # a LoRA changes another's layers
         return ()
     return _Reading(header, architecture).layers()
 
