@@ -215,12 +215,17 @@ class MockHub:
             self._start(threading.Thread(target=self._serve, args=(connection, address, host)))
 
     def _serve(self, connection: socket.socket, address: tuple[str, int], host: str) -> None:
+        plain = connection
         try:
             with contextlib.suppress(OSError):  # clients go away when they like, and those that distrust us do at once
-                Handler(self._tls.wrap_socket(connection, True) if self._tls else connection, address, self, host)
+                if self._tls:
+                    connection = self._tls.wrap_socket(plain, True)
+                    with self.lock:
+                        self._connections.add(connection)
+                Handler(connection, address, self, host)
         finally:
             with self.lock:
-                self._connections.discard(connection)
+                self._connections -= {plain, connection}
             connection.close()
             with self.lock:
                 self._threads.discard(threading.current_thread())

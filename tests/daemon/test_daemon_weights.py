@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hosts import Host, fake_model, host, settled, small_gguf, whys
+from hosts import NAMESPACE, Host, fake_model, host, settled, small_gguf, whys
 from hub_faults import Drop, Stall, Status, Wrong
 from mock_hub import MockHub, Repo
 from modelsupd.weights.cache import Repo as Cached
@@ -252,3 +253,43 @@ def test_weights_that_change_under_a_running_engine_are_told(place: Path, hub: M
         daemon.client.command("restart", "m")
         ready = daemon.until_phase("ready", run=2)
         assert "has changed" not in ready["reason"]
+
+
+def test_a_disk_that_fills_up_says_what_is_missing_and_goes_on_when_there_is_space(
+    place: Path, hub: MockHub, repo: Repo
+) -> None:
+    (place / "hub").mkdir()
+    mount = f"mount -t tmpfs -o size=2m,mode=0700 none {place}/hub"
+    if subprocess.run([*NAMESPACE, "sh", "-c", mount], check=False, capture_output=True).returncode != 0:
+        pytest.skip("no tmpfs can be mounted in a namespace here (user namespaces are off)")
+    models = of_hub(), fake_model("other")
+    with host(place, declared(place, hub, *models), start=False) as daemon:
+        filler = f"head -c 1500000 /dev/zero > {place}/hub/filler"
+        daemon.start(wrapped=[*NAMESPACE, "sh", "-c", f'{mount} && {filler} && exec "$@"', "sh"])
+        waiting = daemon.until_phase("backoff")
+        assert waiting["reason"].startswith("no-space: ")
+        assert "MiB" in waiting["reason"] or "KiB" in waiting["reason"]
+        assert daemon.until_phase("ready", name="other/0")["restarts"] == 0
+        assert daemon.daemon is not None
+        # The files of the namespace are reached through the daemon's own root.
+        Path(f"/proc/{daemon.daemon.pid}/root{place}/hub/filler").unlink()
+        daemon.until_phase("ready")
+        assert repo.file(FILE).size
+
+
+def test_a_token_opens_what_is_private_and_is_seen_nowhere_else(place: Path, hub: MockHub) -> None:
+    secret = "hf_SECRETsecret0123456789"  # noqa: S105 - opens the mock alone
+    hub.add("org/m", {FILE: small_gguf()}, lfs={FILE}, token=secret)
+    token = place / "token"
+    token.write_text("hf_wrong\n")
+    token.chmod(0o600)
+    quick = of_hub().replace("backoff_initial_s = 0.05\n[models.m.env]", "recheck_s = 0.1\n[models.m.env]")
+    with host(place, declared(place, hub, quick, more=f"token_file = '{token}'")) as daemon:
+        failed = daemon.until_phase("failed")
+        assert "weights-unavailable" in failed["reason"]
+        token.write_text(f"{secret}\n")
+        daemon.until_phase("ready")
+        daemon.stop()
+    kept = b"".join(path.read_bytes() for path in place.rglob("*") if path.is_file() and path != token)
+    assert secret.encode() not in kept
+    assert any(request.token == secret for request in hub.requests)

@@ -15,7 +15,7 @@ import pytest
 
 import llama_server
 import tiny_gguf
-from hosts import QUICK, alive, host, streaming, whys
+from hosts import QUICK, alive, host, settled, streaming, whys
 from waiting import until
 
 pytestmark = pytest.mark.real
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real
 def weights() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="w")) / "tiny.gguf"
     tiny_gguf.write(path)
-    yield path
+    yield settled(path)
     path.unlink()
 
 
@@ -77,23 +77,33 @@ def test_stopped_it_is_judged_hung_in_time_and_replaced(place: Path, binary: str
         assert "hung: no answer" in whys(daemon)
 
 
-def test_a_truncated_model_fails_at_once_with_the_engines_own_line(place: Path, binary: str, weights: Path) -> None:
-    cut = place / "cut.gguf"
-    cut.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    with host(place, model(binary, cut)) as daemon:
+def test_truncated_weights_never_reach_the_engine(place: Path, binary: str, weights: Path) -> None:
+    cut = settled(place / "cut.gguf", weights.read_bytes()[: weights.stat().st_size // 2])
+    with host(place, model(binary, cut, limits=QUICK + "recheck_s = 0.2\n")) as daemon:
         failed = daemon.until_phase("failed")
-        assert "not within the file bounds, model is corrupted or incomplete" in failed["reason"]
+        assert failed["reason"].startswith("bad-weights: ")
+        assert str(cut) in failed["reason"]
+        assert failed["run"] == 1
+        assert failed["restarts"] == 0
+        assert not daemon.run("logs", "m").stdout, "no engine was started"
+        # Whole weights in the same place are noticed without anyone asking.
+        settled(cut, weights.read_bytes())
+        daemon.until_phase("ready")
+
+
+def test_what_only_the_engine_can_refuse_fails_at_once_with_its_own_line(
+    place: Path, binary: str, weights: Path
+) -> None:
+    strange = settled(place / "strange.gguf", weights.read_bytes().replace(b"llama.", b"lamma.", 40))
+    with host(place, model(binary, strange)) as daemon:
+        failed = daemon.until_phase("failed")
+        assert "error loading model" in failed["reason"] or "key not found in model" in failed["reason"]
         assert failed["run"] == 1
         assert failed["restarts"] == 0
         seq = daemon.client.status()["daemon"]["journal"]["seq"]
         waited_from = time.monotonic()
         until(lambda: time.monotonic() - waited_from > 2, what="time in which a restart loop would show")
         assert daemon.client.status()["daemon"]["journal"]["seq"] == seq
-        # Whole weights in the same place are noticed without anyone asking.
-        daemon.declare(model(binary, cut, limits=QUICK + "recheck_s = 0.2\n"))
-        assert daemon.run("reload").returncode == 0
-        cut.write_bytes(weights.read_bytes())
-        daemon.until_phase("ready")
 
 
 def test_a_context_too_large_for_memory_is_classified(place: Path, binary: str, weights: Path) -> None:

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import fake_engine
-from hosts import Host, fake_model, host
+from hosts import Host, fake_model, host, settled, small_gguf
 from waiting import until
 
 #: Words that stand for themselves alone.
@@ -64,8 +64,7 @@ def declared(place: Path) -> str:
     """Return a model as llama.cpp's adapter runs it, with a secret in [env] and one in a flag's value."""
     (place / "bin").mkdir()
     binary = fake_engine.install(place / "bin")
-    weights = place / "w.gguf"
-    weights.write_bytes(b"GGUF")
+    weights = settled(place / "w.gguf", small_gguf())
     return (
         f"[models.m]\nengine = 'llama.cpp'\nbinary = '{binary}'\nweights = '{weights}'\n"
         f"[models.m.env]\nHF_TOKEN = '{IN_ENV}'\n"

@@ -99,7 +99,10 @@ def test_a_file_in_a_link_s_place_has_no_known_digest(place: Path) -> None:
     (repo.snapshot(COMMIT) / "loop").symlink_to("loop")
     (repo.snapshot(COMMIT) / "elsewhere").symlink_to(place)  # a folder, which is not walked
 
-    assert repo.pins_by_names(COMMIT) == (Pin("copied.gguf", 5), Pin("out.gguf", 0))
+    (place / ("a" * 64)).write_bytes(b"123")  # named like a blob, and none of this repository
+    (repo.snapshot(COMMIT) / "strange").symlink_to(place / ("a" * 64))
+
+    assert repo.pins_by_names(COMMIT) == (Pin("copied.gguf", 5), Pin("out.gguf", 0), Pin("strange", 3))
     assert repo.dangling(COMMIT) == ("loop",)
 
 
@@ -167,7 +170,10 @@ def test_names_that_lead_out_of_the_cache_are_refused(place: Path) -> None:
     for call in calls:
         with pytest.raises(WeightsError, match=r"^cannot use "):
             call()
-    assert repo.commit_of("../../x") is None
+    (place / "x").write_text(COMMIT)
+    (repo.folder / "refs").mkdir(parents=True)
+    assert (repo.folder / "refs" / "../../../x").exists()
+    assert repo.commit_of("../../../x") is None
     assert repo.tree("../x") is None
 
 

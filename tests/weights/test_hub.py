@@ -187,7 +187,9 @@ def test_what_a_refusal_says(mock: MockHub, place: Path, monkeypatch: pytest.Mon
         mock.faults["*"] = case.fault
     if case.secret:
         monkeypatch.setenv("HF_TOKEN", case.secret)
+    begun = time.monotonic()
     error = refusal(place, mock.url, case.source, stall_timeout_s=0.15 if case.words is _IN_TIME else 5.0)
+    assert time.monotonic() - begun < 5
 
     shown = str(error).replace(mock.url, "HUB")
     assert error.kind is case.kind

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from modelsupd.core.spec import Problem
 from modelsupd.errors import ConfigError
 from modelsupd.weights import lock as locks
-from modelsupd.weights.base import HubSource, LocalSource, Part, Pin, Pinned, Role
+from modelsupd.weights.base import HubSource, Part, Pin, Pinned, Role
 from modelsupd.weights.lock import Lock
 from modelsupd.weights.lockdiff import diff
 from modelsupd.weights.sources import path_problem
@@ -76,17 +76,6 @@ def test_entries_are_found_by_source_and_patterns() -> None:
     newer = dataclasses.replace(HUB, commit=OTHER)
     assert lock.holding([newer]).entries == (newer,)
     assert lock.holding([LOCAL]).only([part]) == lock
-
-
-def test_its_digest_is_about_what_is_locked_of_these_parts() -> None:
-    hub, local = Part(Role.WEIGHTS, HubSource("org/name")), Part(Role.LORA, LocalSource(Path("/models/tiny.gguf")))
-    lock = Lock().holding([HUB, LOCAL])
-    assert Lock().digest([hub]) == ""
-    assert lock.digest([]) == ""
-    assert len(lock.digest([hub])) == 16
-    assert lock.digest([hub]) == Lock((HUB,)).digest([hub, local])
-    assert lock.digest([hub]) != lock.digest([hub, local])
-    assert lock.digest([hub]) != lock.holding([dataclasses.replace(HUB, commit=OTHER)]).digest([hub])
 
 
 def test_what_was_not_fetched_cannot_be_locked() -> None:

@@ -1,4 +1,4 @@
-"""Records of what sources were found to be, and claims on what we fetched."""
+"""Records of what sources were found to be, and of what we fetched."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def test_a_damaged_record_is_none(tmp_path: Path, old: bytes, new: bytes) -> Non
     assert records.get(PART) == Record(PINNED, ("command",))
 
 
-def test_claims_add_up_by_commit_and_end(tmp_path: Path) -> None:
+def test_what_we_own_adds_up_by_commit_and_ends(tmp_path: Path) -> None:
     records = Records(tmp_path)
     first, second = (dataclasses.replace(PINNED, files=(pin,)) for pin in FILES)
     newer = dataclasses.replace(PINNED, commit="b" * 40)
-    for claim in (first, second, second, newer):
-        records.claim(claim)
-    assert sorted(records.claimed(), key=lambda one: one.commit or "") == [PINNED, newer]
-    records.disclaim(first)
-    assert sorted(records.claimed(), key=lambda one: one.commit or "") == [second, newer]
-    records.disclaim(PINNED)
-    records.disclaim(PINNED)
-    assert list(records.claimed()) == [newer]
+    for fetched in (first, second, second, newer):
+        records.own(fetched)
+    assert sorted(records.owned(), key=lambda one: one.commit or "") == [PINNED, newer]
+    records.disown(first)
+    assert sorted(records.owned(), key=lambda one: one.commit or "") == [second, newer]
+    records.disown(PINNED)
+    records.disown(PINNED)
+    assert list(records.owned()) == [newer]
     assert list(records.all()) == []

@@ -138,7 +138,9 @@ class ModelSpec:
     mmproj: str | None = _limit(None, "multimodal projector that belongs to the weights, from hub or disk as they are")
     draft: str | None = _limit(None, "smaller model that drafts for the weights, from hub or disk as they are")
     lora: tuple[str, ...] = _limit((), "LoRA adapters over the weights, each from hub or disk as they are")
-    lora_scales: tuple[float, ...] = _limit((), "how strongly each LoRA adapter is applied, in their order; by default 1")
+    lora_scales: tuple[float, ...] = _limit(
+        (), "how strongly each LoRA adapter is applied, in their order; by default 1"
+    )
     allow: tuple[str, ...] = _limit((), "of a whole repository of the hub, only the files that match one of these")
     ignore: tuple[str, ...] = _limit((), "of a whole repository of the hub, no file that matches one of these")
     sha256: str | None = _limit(None, "of weights that are a single file: start with no other content than this")
@@ -245,14 +247,14 @@ class Problem:
 
 #: What decides about a process only where it is given. Left out of the digest where it is not, so that those which the
 #: journal holds from before there was such a field stay what they are.
-_WHERE_GIVEN = ("mmproj", "draft", "lora", "lora_scales", "allow", "ignore", "sha256")
+_WHERE_GIVEN = ("mmproj", "draft", "lora", "lora_scales", "allow", "ignore")
 
 
-def launch_digest(spec: ModelSpec, binary: str = "", locked: str = "") -> str:
+def launch_digest(spec: ModelSpec, binary: str = "") -> str:
     """Return 16 hex digits that change when, and only when, the engine's process would be started differently.
 
-    Limits, aliases and the number of replicas are the supervisor's own and can change under a running engine.
-    `locked` is a digest of what the lock file says of the model's weights, "" where it says nothing.
+    Limits, aliases and the number of replicas are the supervisor's own and can change under a running engine. So can
+    what its weights have to be, by `sha256` and the lock file: an engine goes on with what it loaded, and says so.
     """
     launched = {
         "engine": spec.engine,
@@ -265,6 +267,4 @@ def launch_digest(spec: ModelSpec, binary: str = "", locked: str = "") -> str:
         "log": dataclasses.asdict(spec.log),
     }
     launched |= {name: value for name in _WHERE_GIVEN if (value := getattr(spec, name))}
-    if locked:
-        launched["locked"] = locked
     return hashlib.sha256(json.dumps(launched, sort_keys=True).encode()).hexdigest()[:16]

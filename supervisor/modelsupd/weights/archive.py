@@ -45,24 +45,44 @@ def export(
     Returns its size. Raises Stopped, and WeightsError: BAD_WEIGHTS for a file that is not what its pin says,
     NO_SPACE, or WEIGHTS_UNAVAILABLE where something cannot be read or written.
     """
+    try:
+        with replacing(target, mode=0o644) as out:
+            return write(sources, out, target, progress, stop)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
+def write(
+    sources: Sequence[tuple[Pinned, Mapping[str, Path]]],
+    out: BinaryIO,
+    target: Path,
+    progress: Moved,
+    stop: threading.Event,
+) -> int:
+    """Do the same to an open file, which will have the name `target`, for whoever may not make one there."""
     known = [(_with_digests(pinned, files, stop), files) for pinned, files in sources]
     contents: dict[str, tuple[Pin, Path]] = {}
     for pinned, files in known:
         for pin in pinned.files:
             contents.setdefault(pin.sha256 or "", (pin, files[pin.path]))
-    plain = {"v": VERSION, "sources": [entry_of(pinned) for pinned, _ in known]}
-    manifest = json.dumps(plain, indent=1).encode()
+    entries = [entry_of(pinned) for pinned, _ in known]
+    manifest = json.dumps({"v": VERSION, "sources": entries, "sha256": digest_of(entries)}, indent=1).encode()
     try:
-        with replacing(target, mode=0o644) as out:
-            _add(out, MANIFEST, manifest)
-            for sha256, (pin, path) in contents.items():
-                out.write(_header(sha256, pin.size_bytes))
-                _copy(path, pin, out, progress, stop)
-                out.write(_padding(pin.size_bytes))
-            out.write(b"\0" * 2 * BLOCK)
-            return out.tell()
+        _add(out, MANIFEST, manifest)
+        for sha256, (pin, path) in contents.items():
+            out.write(_header(sha256, pin.size_bytes))
+            _copy(path, pin, out, progress, stop)
+            out.write(_padding(pin.size_bytes))
+        out.write(b"\0" * 2 * BLOCK)
+        out.flush()
+        return out.tell()
     except OSError as error:
         raise cannot_write(target, error) from error
+
+
+def digest_of(entries: object) -> str:
+    """Return the sha256 of a list of sources, so that a bit that flips in a name of it does not go unnoticed."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _with_digests(pinned: Pinned, files: Mapping[str, Path], stop: threading.Event) -> Pinned:
@@ -177,6 +197,8 @@ class Archive:
         tables: Any = plain.get("sources")
         if not isinstance(tables, list) or not tables:
             raise self.bad("it holds no source")
+        if plain.get("sha256") != digest_of(tables):
+            raise self.bad("its list is damaged: it has not the sha256 that it says")
         problems: list[Problem] = []
         found = [pinned_of(table, ("sources", f"[{index}]"), problems) for index, table in enumerate(tables)]
         if problems:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from modelsupd.core.events import FailureClass
 from modelsupd.weights import structure
@@ -75,7 +75,22 @@ def import_(
     except OSError as error:
         words = f"cannot read '{path}': {error.strerror}"
         raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words, path=path) from error
-    with file, ExitStack() as cleared:
+    with file:
+        return take_in(file, settings, parts=parts, lock=lock, progress=progress, stop=stop)
+
+
+def take_in(
+    file: BinaryIO,
+    settings: Settings,
+    *,
+    parts: Sequence[Part],
+    lock: Lock,
+    progress: Moved,
+    stop: threading.Event,
+) -> tuple[Pinned, ...]:
+    """Do the same with an archive that is open already, for whoever may not open it."""
+    path = Path(file.name)
+    with ExitStack() as cleared:
         archive = Archive(path, file)
         for pinned in archive.sources:
             _refuse(archive, pinned, parts, lock)
@@ -89,7 +104,7 @@ def import_(
     for pinned in archive.sources:
         source = parse(pinned.source)
         if isinstance(source, HubSource) and pinned.commit:
-            Records(settings.state_dir).claim(pinned)
+            Records(settings.state_dir).own(pinned)
             publish(source.repo, pinned.commit, source.revision, pinned.files, settings)
     return archive.sources
 

@@ -1,7 +1,7 @@
 """Finds what the hub's cache holds and nobody names any more, and removes it.
 
-Other tools share the cache, so only what we fetched ourselves is proposed, which `Records` know by its claims, unless
-`everything` is asked for. Rules:
+Other tools share the cache, so only what we fetched ourselves is proposed, which `Records` know, unless `everything` is
+asked for. Rules:
 
 1. A file of a commit stays when somebody names it. Its blob stays for as long as any file that stays leads to it.
 2. What is being fetched stays: whatever is locked, and of other tools whatever was touched within a day. So does what
@@ -88,7 +88,7 @@ def plan(settings: Settings, kept: Iterable[Pinned], *, spared: Collection[str] 
     WeightsError where the cache cannot be read.
     """
     named = _by_repo(kept)
-    ours = _by_repo(Records(settings.state_dir).claimed())
+    ours = _by_repo(Records(settings.state_dir).owned())
     garbage, shared = [], 0
     for name in sorted({*_repos(settings.cache_dir)} if everything else ours.keys()):
         if name in spared:
@@ -142,10 +142,10 @@ def _garbage(repo: Repo, named: _Named, ours: _Named | None) -> tuple[Garbage, i
             partial.append(Path(entry.path))
     held = {blob for blob in blobs if _is_held(repo, repo.blobs / blob, blob)}
     blobs -= held
-    sizes = [_given_back(repo.blobs / blob) for blob in blobs] + [_given_back(path) for path in partial]
-    return Garbage(repo.repo, tuple(sorted(going)), tuple(sorted(blobs)), tuple(sorted(partial)), sum(sizes)), len(
-        shared
-    )
+    removed = [repo.blobs / blob for blob in blobs] + partial
+    removed += [repo.snapshot(commit) / path for commit, path in going if not links[commit, path]]
+    size = sum(map(_given_back, removed))
+    return Garbage(repo.repo, tuple(sorted(going)), tuple(sorted(blobs)), tuple(sorted(partial)), size), len(shared)
 
 
 def _links(repo: Repo) -> dict[File, str]:
@@ -240,7 +240,7 @@ def _remove(garbage: Garbage, settings: Settings) -> int:
     repo = Repo(settings.cache_dir, garbage.repo)
     given_back = 0
     for commit, path in garbage.files:
-        link = repo.file(commit, path)
+        link = repo.snapshot(commit) / path  # as it was found there, so it does not lead out
         if not link.is_symlink():
             given_back += _given_back(link)
         link.unlink(missing_ok=True)
@@ -257,7 +257,7 @@ def _remove(garbage: Garbage, settings: Settings) -> int:
                 size = _given_back(leftover)
                 leftover.unlink(missing_ok=True)
                 given_back += size
-    _disclaim(garbage, settings)
+    _disown(garbage, settings)
     for name in ("blobs", "snapshots", "refs", "trees", ".no_exist"):
         with contextlib.suppress(OSError):  # what is not empty is not removed
             (repo.folder / name).rmdir()
@@ -294,12 +294,12 @@ def _remove_empty(folder: Path, top: Path) -> None:
         folder = folder.parent
 
 
-def _disclaim(garbage: Garbage, settings: Settings) -> None:
+def _disown(garbage: Garbage, settings: Settings) -> None:
     records = Records(settings.state_dir)
     gone = set(garbage.files)
-    for claim in list(records.claimed()):
-        source = parse(claim.source)
+    for mine in list(records.owned()):
+        source = parse(mine.source)
         if isinstance(source, HubSource) and source.repo == garbage.repo:
-            files = tuple(pin for pin in claim.files if (claim.commit or "", pin.path) in gone)
+            files = tuple(pin for pin in mine.files if (mine.commit or "", pin.path) in gone)
             if files:
-                records.disclaim(Pinned(claim.source, claim.commit, files))
+                records.disown(Pinned(mine.source, mine.commit, files))

@@ -6,7 +6,6 @@ line per file and everything sorted, so that a diff shows what changed and nothi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,11 +64,6 @@ class Lock:
         """Return the lock with nothing but the entries of these parts."""
         wanted = {(str(part.source), part.allow, part.ignore) for part in parts}
         return Lock(tuple(entry for entry in self.entries if key_of(entry) in wanted))
-
-    def digest(self, parts: Sequence[Part]) -> str:
-        """Return 16 hex digits over the entries of these parts, for `launch_digest`; "" where it holds none of them."""
-        found = [entry for part in parts if (entry := self.of(part))]
-        return hashlib.sha256(written(Lock(tuple(found))).encode()).hexdigest()[:16] if found else ""
 
 
 def _tidy(pinned: Pinned) -> Pinned:

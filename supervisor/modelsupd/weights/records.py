@@ -1,8 +1,8 @@
 """What sources were found to be, kept in the state directory: for those that no lock pins, and for the collector.
 
 A *record* is which commit and which files a source was resolved to, so that it is started without asking anybody, and
-for which engines that was found to be complete. A *claim* says that we fetched a file into the cache, which other tools
-share: without one it is not ours to remove. All of it may be lost: then it is found out anew.
+for which engines that was found to be complete. Of the cache, which other tools share, we *own* the files that we
+fetched: only they are ours to remove. All of it may be lost: then it is found out anew.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Records:
 
     # What we fetched
 
-    def claim(self, pinned: Pinned) -> None:
+    def own(self, pinned: Pinned) -> None:
         """Keep that these files of this commit are ours to remove, because we fetch them. Raises OSError.
 
-        Those that were claimed before stay claimed.
+        Those that were ours before stay so.
         """
         path = self._fetched / _name(pinned.source, (), (), pinned.commit or "")
         older = _read(path)
@@ -77,12 +77,12 @@ class Records:
         if older is None or older.pinned != merged:
             _write(path, Record(merged))
 
-    def claimed(self) -> Iterator[Pinned]:
+    def owned(self) -> Iterator[Pinned]:
         """Yield what we fetched: source, commit and files, one for each commit."""
         for record in _each(self._fetched):
             yield record.pinned
 
-    def disclaim(self, pinned: Pinned) -> None:
+    def disown(self, pinned: Pinned) -> None:
         """Forget that these files are ours, because they are gone. Raises OSError."""
         path = self._fetched / _name(pinned.source, (), (), pinned.commit or "")
         older = _read(path)
