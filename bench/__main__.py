@@ -16,6 +16,7 @@ FIGURES = {
     "journal": "append with sync, group commit, and reading a long history",
     "commands": "`modelsupd status` against an interpreter that does nothing",
     "recovery": "kill -9 of a daemon with live runs until the next one has adopted them and answers",
+    "resolve": "looking at a verified model of 50 files until an engine may be started on it",
     "sha256": "the digests of several files, against as many openssl processes",
     "download": "a file fetched from a hub on loopback and verified, against curl and openssl in a pipe",
     "gguf_header": "reading the header of a GGUF file with a large vocabulary, against gguf's own reader",
