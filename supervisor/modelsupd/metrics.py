@@ -42,7 +42,7 @@ from modelsupd.core.phases import (
     Want,
 )
 from modelsupd.errors import ModelsupdError
-from modelsupd.weights.base import FileDone, Progress
+from modelsupd.weights.base import FETCHED, MOVED_ASIDE, VERIFIED, FileDone, Progress
 
 log = structlog.get_logger("metrics")
 
@@ -153,6 +153,9 @@ class Metrics:
             # At zero from the beginning, because the first increase of a series that begins with 1 is not seen.
             for kind in FailureClass:
                 self._restarts.labels(*labels, str(kind))
+            if after.spec.weights is not None:
+                for outcome in (FETCHED, VERIFIED, MOVED_ASIDE):
+                    self._files.labels(after.model, after.name, _label(outcome))
         if before is not None and isinstance(before.phase, Starting) and isinstance(after.phase, Ready):
             self._starts.labels(*labels).observe(max(0.0, after.phase.since - before.phase.since))
         if before is not None and after.restarts > before.restarts:
@@ -171,7 +174,7 @@ class Metrics:
         """Count one file of weights, for the first of the replicas that wait for it: it is fetched once."""
         known = self._published.models(replicas)
         if known:
-            labels = (*known[0], done.outcome)
+            labels = (*known[0], _label(done.outcome))
             self._files.labels(*labels).inc()
             self._file_bytes.labels(*labels).inc(done.size_bytes)
 
@@ -265,6 +268,10 @@ class _Published(Collector):
                 memory.add_metric(labels, use.rss_bytes)
                 cpu.add_metric(labels, use.cpu_s)
         yield from (phase, want, memory, cpu)
+
+
+def _label(outcome: str) -> str:
+    return outcome.replace(" ", "-")
 
 
 def failure_class(before: Replica, after: Replica, event: Event | str) -> str:

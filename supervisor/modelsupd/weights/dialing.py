@@ -29,7 +29,10 @@ _OK = 200
 #: How long may pass until the end of a wait is noticed, in seconds.
 _SLICE_S = 0.1
 
-#: Names that are in no packet's way answer within this time, and behind a firewall that drops none does, in seconds.
+#: After so many seconds without an answer another of a host's addresses is tried as well.
+_NEXT_ADDRESS_S = 0.3
+
+#: Who has not answered after so many seconds is behind a firewall that drops what comes.
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -65,12 +68,7 @@ class Connection:
         self.place = place
         proxy = urlsplit(place.proxy) if place.proxy else None
         target = (proxy.hostname or "", proxy.port or _PORTS["http"]) if proxy else (place.host, place.port)
-        try:
-            sock = dial(*target, min(timeout_s, CONNECT_TIMEOUT_S), ended)
-        except OSError as error:
-            if proxy:
-                raise http.client.HTTPException(f"the proxy {proxy.hostname} cannot be reached: {error}") from None
-            raise
+        sock = _dialled(proxy, *target, min(timeout_s, CONNECT_TIMEOUT_S), ended)
         sock.settimeout(timeout_s)
         # What is wrapped by TLS is shut down through a descriptor of its own, without touching the TLS state that
         # another thread is using.
@@ -112,23 +110,69 @@ class Connection:
         self._twin.close()
 
 
+def _dialled(
+    proxy: SplitResult | None, host: str, port: int, timeout_s: float, ended: threading.Event
+) -> socket.socket:
+    try:
+        return dial(host, port, timeout_s, ended)
+    except OSError as error:
+        if proxy is None:
+            raise
+        words = f"the proxy {proxy.hostname} cannot be reached: {error.strerror or error}"
+    # Outside of the handler: what is seen as the cause would be told as the server's fault.
+    raise http.client.HTTPException(words)
+
+
 def dial(host: str, port: int, timeout_s: float, ended: threading.Event) -> socket.socket:
-    """Return a connected socket, trying each of the host's addresses for at most `timeout_s`; raises OSError."""
-    failed: OSError = OSError(errno.EHOSTUNREACH, f"{host} has no address")
-    for family, kind, protocol, address in _resolved(host, port, ended):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            code = sock.connect_ex(address)
-            if code == errno.EINPROGRESS:
-                code = _connected(sock, timeout_s, ended)
-            if code == 0:
-                return sock
-            failed = OSError(code, os.strerror(code))
-        except OSError as error:
-            failed = error
-        sock.close()
+    """Return a connected socket; raises OSError, the last one of several addresses.
+
+    An address that does not answer soon is not waited for before the next one is tried, as of a host whose IPv6 leads
+    nowhere. After `timeout_s` all are given up.
+    """
+    ways, trying = _resolved(host, port, ended), dict[int, socket.socket]()
+    poll = select.poll()
+    failed = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+    next_at = began_at = time.monotonic()
+    try:
+        while ways or trying:
+            _still_wanted(ended, began_at + timeout_s)
+            if ways and (not trying or time.monotonic() >= next_at):
+                next_at = time.monotonic() + _NEXT_ADDRESS_S
+                try:
+                    sock = _begun(*ways.pop(0))
+                except OSError as error:
+                    failed = error
+                    continue
+                trying[sock.fileno()] = sock
+                poll.register(sock, select.POLLOUT)
+            for fd, _ in poll.poll(_SLICE_S * 1000):
+                poll.unregister(fd)
+                sock = trying.pop(fd)
+                if not (code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                    return sock
+                sock.close()
+                failed = OSError(code, os.strerror(code))
+    finally:
+        for sock in trying.values():
+            sock.close()
     raise failed
+
+
+def _begun(family: int, kind: int, protocol: int, address: Any) -> socket.socket:  # noqa: ANN401 - as Python has it
+    """Return a socket whose connection is under way; raises OSError."""
+    sock = socket.socket(family, kind, protocol)
+    sock.setblocking(False)
+    code = sock.connect_ex(address)
+    if code not in (0, errno.EINPROGRESS):
+        sock.close()
+        raise OSError(code, os.strerror(code))
+    return sock
+
+
+def _still_wanted(ended: threading.Event, until: float) -> None:
+    code = errno.ECANCELED if ended.is_set() else errno.ETIMEDOUT if time.monotonic() > until else 0
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def _resolved(host: str, port: int, ended: threading.Event) -> list[tuple[int, int, int, Any]]:
@@ -139,7 +183,9 @@ def _resolved(host: str, port: int, ended: threading.Event) -> list[tuple[int, i
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             answers.put([(family, kind, protocol, address) for family, kind, protocol, _, address in found])
-        except (OSError, UnicodeError) as error:  # a name may also be one that cannot be encoded
+        except UnicodeError:
+            answers.put(ValueError(f"'{host[:80]}' is no name of a host"))
+        except OSError as error:
             answers.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -150,19 +196,6 @@ def _resolved(host: str, port: int, ended: threading.Event) -> list[tuple[int, i
                 raise answer
             return answer
     raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-
-
-def _connected(sock: socket.socket, timeout_s: float, ended: threading.Event) -> int:
-    """Wait for a connection that is under way; return its error code, 0 for none."""
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    give_up_at = time.monotonic() + timeout_s
-    while not poll.poll(_SLICE_S * 1000):
-        if ended.is_set():
-            return errno.ECANCELED
-        if time.monotonic() > give_up_at:
-            return errno.ETIMEDOUT
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 @functools.cache

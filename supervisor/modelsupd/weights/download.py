@@ -32,9 +32,15 @@ _PROGRESS_BYTES = 64 * 1024
 #: A connection that delivers less than so many bytes a second, over the stall timeout, stands still.
 _LEAST_RATE = 64
 
-#: A piece grows to what takes so long, so that asking costs little beside it, but to no more than so many parts.
-_PIECE_S = 2.0
+#: A piece grows until it takes so many times as long as the wait for its first byte, so that asking costs little beside
+#: it, but to no more than so many parts: of large pieces the first one comes late, and only what comes in order can be
+#: hashed meanwhile.
+_PIECE_PER_WAIT = 20
 _MOST_PARTS_IN_PIECE = 8
+
+#: So much may have come that is not hashed yet. Where a network is faster than a core hashes, fetching more would only
+#: take the other cores' time from it, and the bytes would have left the caches by the time they are read back.
+_AHEAD_BYTES = 64 * 1024 * 1024
 
 #: So often, or after so many bytes, what came is made to outlive a power cut.
 _SYNC_EVERY_S = 10.0
@@ -83,6 +89,9 @@ class Download:
         self._error: BaseException | None = None
         self._pause_until = 0.0
         self._new_bytes = 0
+        #: Up to where it was hashed, and what was there before: an earlier call's, which is hashed while more comes.
+        self._hashed_bytes = 0
+        self._begun_bytes = part.done.prefix
         #: Whether more than one connection was let in.
         self._side_by_side = False
 
@@ -124,12 +133,18 @@ class Download:
 
     def _grown(self, at: int, stop: threading.Event) -> int:
         """Wait until there is more of the file than `at`; return how much there is, without a gap."""
+        with self._changed:
+            was_far_ahead, self._hashed_bytes = self._is_far_ahead(), at
+            if was_far_ahead and not self._is_far_ahead():
+                self._changed.notify_all()
         while True:
             with self._changed:
                 if stop.is_set():
                     raise Stopped
                 if self._error:
                     raise self._error
+                for wire in self._wires:
+                    wire.abort_if_late()
                 if self._part.done.prefix > at:
                     return self._part.done.prefix
                 self._changed.wait(_LOOK_EVERY_S)
@@ -153,13 +168,13 @@ class Download:
     def _work(self) -> None:
         wire = Wire(self._route, self._settings.stall_timeout_s, self._ended)
         buffer = memoryview(bytearray(min(BUFFER_BYTES, self._part.size)))
-        rate, failures, seen_bytes = 0.0, 0, 0
+        worth_bytes, failures, seen_bytes = 0.0, 0, 0
         with self._changed:
             self._wires.append(wire)
         try:
-            while not self._ended.is_set() and (piece := self._take(rate)):
+            while not self._ended.is_set() and (piece := self._take(worth_bytes)):
                 try:
-                    rate = self._fetch(wire, buffer, *piece)
+                    worth_bytes = self._fetch(wire, buffer, *piece)
                     failures = 0
                 except Attempt as failed:
                     wire.close()
@@ -176,20 +191,25 @@ class Download:
         finally:
             wire.close()
 
-    def _take(self, rate: float) -> tuple[int, int] | None:
-        """Return the next piece for this thread, None when there is none left."""
+    def _take(self, worth_bytes: float) -> tuple[int, int] | None:
+        """Return the next piece for this thread, about as long as it is worth; None when there is none left."""
         part_bytes, size = self._settings.part_bytes, self._part.size
         with self._changed:
+            while self._is_far_ahead() and not self._ended.is_set():
+                self._changed.wait(_LOOK_EVERY_S)
             ranges = Ranges([*self._part.done, *self._taken.values()])
             if (gap := ranges.gap(size)) is None:
                 return None
             start, end = gap
             if self._connections > 1:
                 share = (size - ranges.total) // (2 * self._connections)
-                parts = int(min(rate * _PIECE_S, share, part_bytes * _MOST_PARTS_IN_PIECE) // part_bytes)
+                parts = int(min(worth_bytes, share, part_bytes * _MOST_PARTS_IN_PIECE) // part_bytes)
                 end = min(end, start + max(1, parts) * part_bytes)
             self._taken[threading.get_ident()] = (start, end)
             return start, end
+
+    def _is_far_ahead(self) -> bool:
+        return self._part.done.prefix - max(self._hashed_bytes, self._begun_bytes) > _AHEAD_BYTES
 
     def _give_back(self) -> None:
         with self._changed:
@@ -214,16 +234,18 @@ class Download:
         self._ended.wait(delay_s)
 
     def _fetch(self, wire: Wire, buffer: memoryview, start: int, end: int) -> float:
-        """Fetch a piece; return the rate at which it came, in bytes a second."""
+        """Fetch a piece; return how many bytes a piece had better have, by how this one came."""
         if (pause_s := self._pause_until - time.monotonic()) > 0 and self._ended.wait(pause_s):
             return 0.0
         began_at = time.monotonic()
         answer = wire.get(start, end, self._part.etag)
+        waited_s = time.monotonic() - began_at
         start, end = self._accept(answer)
         self._receive(answer, buffer, start, end)
         if not answer.finish():
             wire.close()
-        return (end - start) / max(time.monotonic() - began_at, 1e-6)
+        rate = (end - start) / max(time.monotonic() - began_at - waited_s, 1e-6)
+        return rate * waited_s * _PIECE_PER_WAIT
 
     def _accept(self, answer: Answer) -> tuple[int, int]:
         """Decide on what an answer says; return the bytes that it holds."""

@@ -108,6 +108,8 @@ class PartFile:
         self._record_path = beside(final, RECORD_SUFFIX)
         self._record_fd = -1
         self._lock = threading.Lock()
+        # The kernel takes one writer of a file at a time, and those who wait for it there spin on a core meanwhile.
+        self._writer = threading.Lock()
         self._unsynced = 0
         self.done = Ranges()
         try:
@@ -145,7 +147,7 @@ class PartFile:
 
     def write(self, data: memoryview, at: int) -> None:
         """Write bytes that were fetched; they count from `mark` on."""
-        with self._writing():
+        with self._writer, self._writing():
             while data:
                 written = os.pwrite(self._fd, data, at)
                 data, at = data[written:], at + written

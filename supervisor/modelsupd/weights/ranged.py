@@ -16,6 +16,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, urljoin, urlsplit
@@ -23,7 +24,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from modelsupd.core.events import FailureClass
 from modelsupd.weights import refusals
 from modelsupd.weights.base import Location, WeightsError
-from modelsupd.weights.dialing import Connection, Place
+from modelsupd.weights.dialing import CONNECT_TIMEOUT_S, Connection, Place
 
 MAX_REDIRECTS = 5
 
@@ -181,12 +182,41 @@ class Wire:
         self._timeout_s = timeout_s
         self._ended = ended
         self._connection: Connection | None = None
+        self._response: http.client.HTTPResponse | None = None
+        self._answer_by: float | None = None
 
     def get(self, start: int, end: int, etag: str | None) -> Answer:
         """Ask for the bytes `[start, end)`, of the file with that ETag if one is given.
 
         Raises Attempt for what may go better another time, WeightsError for what will not.
         """
+        self._answer_by = time.monotonic() + CONNECT_TIMEOUT_S + 2 * self._timeout_s
+        try:
+            return self._answer(start, end, etag)
+        finally:
+            self._answer_by = None
+
+    def abort_if_late(self) -> None:
+        """End a wait for an answer that comes in drips: each of them is in time, and all of them are not."""
+        until = self._answer_by
+        if until is not None and time.monotonic() > until:
+            self.abort()
+
+    def abort(self) -> None:
+        """End a wait of the thread that uses it; it must not go on asking then."""
+        if connection := self._connection:
+            connection.abort()
+
+    def close(self) -> None:
+        """Close the connection; another `get` opens a new one."""
+        if self._response:
+            self._response.close()  # it holds the socket too, when the server has said that it closes it
+            self._response = None
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def _answer(self, start: int, end: int, etag: str | None) -> Answer:
         headers = {}
         if (start, end) != (0, self._route.size):
             headers["Range"] = f"bytes={start}-{end - 1}"
@@ -202,17 +232,6 @@ class Wire:
             self.close()
             raise refused
         return Answer(self._route, response, (start, end))
-
-    def abort(self) -> None:
-        """End a wait of the thread that uses it; it must not go on asking then."""
-        if connection := self._connection:
-            connection.abort()
-
-    def close(self) -> None:
-        """Close the connection; another `get` opens a new one."""
-        if self._connection:
-            self._connection.close()
-            self._connection = None
 
     def _follow(self, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         found = self._route.found
@@ -243,15 +262,14 @@ class Wire:
             self._connection = Connection(place, self._timeout_s, self._ended)
             self._connection.secure(self._ended)
             return self._request(self._connection, found, headers)
-        except ValueError as error:
-            words = f"cannot {self._route.doing}: {error}"
-            raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise self._route.unreached(error) from error
+        except ValueError as error:  # an address that is none; some errors of TLS are of this kind too
+            words = f"cannot {self._route.doing}: {error}"
+            raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words) from error
 
-    @staticmethod
-    def _request(connection: Connection, found: Found, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def _request(self, connection: Connection, found: Found, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         parts = urlsplit(found.url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         http_ = connection.http
@@ -264,7 +282,8 @@ class Wire:
         for name, value in {**given, **own, **headers}.items():
             http_.putheader(name, value)
         http_.endheaders()
-        return http_.getresponse()
+        self._response = http_.getresponse()
+        return self._response
 
 
 def redirected(found: Found, to: str) -> Found:

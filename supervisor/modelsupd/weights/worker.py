@@ -1,7 +1,7 @@
 """`python -m modelsupd.weights.worker`: carries out one job for the daemon, in a process that may be killed.
 
-It holds what must not be in the daemon: huggingface_hub, the hashing of files that may shrink under it (which ends a
-process by SIGBUS), and hours of waiting for a network. It ends when it is told to, and when its daemon is gone.
+It holds what must not be in the daemon: huggingface_hub, hours of hashing and of waiting for a network, and the reading
+of files that anybody may have made. It ends when it is told to, and when its daemon is gone.
 """
 
 from __future__ import annotations
