@@ -34,6 +34,8 @@ def test_targets_are_a_model_an_alias_or_one_replica() -> None:
     assert targets(known, "m/1") == ("m/1",)
     with pytest.raises(UnknownTarget, match="there is no model or replica 'othr'; did you mean 'other'"):
         targets(known, "othr")
+    with pytest.raises(UnknownTarget, match="did you mean 'other/0'"):
+        targets(known, "other/7")
     with pytest.raises(UnknownTarget, match="known are none"):
         targets({}, "m")
 

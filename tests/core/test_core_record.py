@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 import pytest
 
 from core import table
-from core.samples import DIGEST, SPEC, process, replica
+from core.samples import CRASH, DIGEST, SPEC, exited, probed, process, replica, spawned
 from core.table import situations
-from modelsupd.core.events import Event, ProbeKind, Respecified, Ticked
+from modelsupd.core.events import Event, Outcome, ProbeKind, Respecified, Stuck, Ticked, Vitals
 from modelsupd.core.health import begin
-from modelsupd.core.phases import Draining, Halt, Ready, Reason, Replica
+from modelsupd.core.phases import Clearing, Draining, Failed, Halt, Ready, Reason, Replica
 from modelsupd.core.record import durable, plain_event, restore, same
 from modelsupd.core.replica import step
 
@@ -23,6 +23,9 @@ def test_every_situation_comes_back_as_it_was(words: str, before: Replica) -> No
     after = restore(before.name, state, before.spec, 1000.0)
     assert json.loads(json.dumps(durable(after))) == state, words
     assert type(after.phase) is type(before.phase)
+    for item in ("since", "run", "process", "cause", "until", "failure", "retry_at", "inputs", "stuck"):
+        kept, was = getattr(after.phase, item, None), getattr(before.phase, item, None)
+        assert (type(kept), kept) == (type(was), was), (words, item)
     assert (after.want, after.last_run, after.process) == (before.want, before.last_run, before.process)
     assert after.halt is Halt.NO
 
@@ -54,6 +57,10 @@ def test_probes_make_no_record() -> None:
     assert durable(after) == durable(ready)
     draining = replica(Draining(1, process(), Reason.RESTART, 9, 1), last_run=1)
     assert durable(step(draining, Ticked(), 2)[0]) == durable(draining)
+    for before in (Clearing(1, 1, Reason.RESTART, 2), Failed(1, 1, CRASH, None, "", 2)):
+        looking, actions = step(replica(before, last_run=1), Ticked(), 2)
+        assert actions
+        assert durable(looking) == durable(replica(before, last_run=1))
 
 
 @pytest.mark.parametrize(
@@ -78,3 +85,29 @@ def test_every_event_is_plain_data_with_its_type() -> None:
 
     for name, _variant, event in table.events(1, tuple(ProbeKind)):
         assert words(event) == name
+
+
+def test_an_event_s_data_is_all_of_it_in_lists_tables_and_values() -> None:
+    assert plain_event(spawned(3)) == {
+        "type": "Spawned",
+        "run": 3,
+        "process": {
+            "run": 3,
+            "pid": 1003,
+            "shim_pid": 2003,
+            "endpoint": "unix:/r/3/engine.sock",
+            "digest": DIGEST,
+        },
+    }
+    report = plain_event(probed(Outcome.TOKENS, vitals=Vitals(1.5, 2, 3, 4)))
+    assert report["vitals"] == {"cpu_s": 1.5, "read_bytes": 2, "log_bytes": 3, "delivered": 4, "in_flight": None}
+    assert plain_event(exited())["exit"] == {"code": 1, "signal": None, "peak_rss_bytes": None, "cpu_s": None}
+    assert plain_event(exited())["failure"] == {"kind": "crash", "detail": "exit code 1"}
+    assert plain_event(Stuck(3, (7, 8))) == {"type": "Stuck", "run": 3, "pids": [7, 8], "why": ""}
+    assert plain_event(Respecified(SPEC, DIGEST)) == {"type": "Respecified", "digest": DIGEST}
+
+
+def test_a_state_s_phase_is_plain_data() -> None:
+    state = durable(replica(Clearing(1, 1, Reason.RESTART, 2, (7, 8)), last_run=1))["phase"]
+    assert state == {"name": "clearing", "since": 1, "run": 1, "cause": "restart", "stuck": [7, 8]}
+    assert type(state["cause"]) is str

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from core import invariants
+from core.recovering import DECLARED, NOW, OTHER, SAME, resume, states
 from core.samples import BAD_WEIGHTS, CRASH, DIGEST, INPUTS, OTHER_DIGEST, SPEC, process, replica
 from core.script import at, play
 from core.table import situations
 from modelsupd.core.actions import Action, Clear, Kill, Resolve, Terminate, Watch
-from modelsupd.core.events import Cleared, Process
+from modelsupd.core.events import Cleared
 from modelsupd.core.fleet import Declared
 from modelsupd.core.health import begin
 from modelsupd.core.phases import (
@@ -37,40 +36,12 @@ from modelsupd.core.phases import (
     Want,
     phase_name,
 )
-from modelsupd.core.record import durable
 from modelsupd.core.recovery import Boot, recover
 from modelsupd.core.replica import deadline
 from modelsupd.core.restart import History
 from modelsupd.core.spec import Start
 
-NOW = 2000.0
-SAME = Boot(NOW, "this boot", 5000.0)
-OTHER = Boot(50.0, "another boot", 6950.0)
-DECLARED = {"m": Declared(SPEC, DIGEST)}
 PULSE = begin(1000)
-
-
-def states(before: Replica) -> dict[str, Any]:
-    """Return what the journal would hold of it."""
-    recorded: dict[str, Any] = json.loads(json.dumps({before.name: durable(before) | {"boot": SAME.mark}}))
-    return recorded
-
-
-def resume(
-    before: Replica | None,
-    found: tuple[Process, ...] = (),
-    boot: Boot = SAME,
-    highest: int = 0,
-    declared: dict[str, Declared] | None = None,
-) -> tuple[Replica, tuple[Action, ...], tuple[tuple[str, Process], ...]]:
-    """Recover `m/0` and check what it becomes."""
-    recorded = states(before) if before else {}
-    runs = {"m/0": list(found)} if found else {}
-    recovered = recover(recorded, runs, {"m/0": highest}, DECLARED if declared is None else declared, boot)
-    after = recovered.replicas["m/0"]
-    invariants.check_state(after, boot.now)
-    assert not invariants.wanted_idle(after)
-    return after, recovered.actions["m/0"], recovered.strays
 
 
 def test_ready_is_adopted_and_nothing_is_done_to_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -139,6 +140,47 @@ def test_permanent_leaves_history_and_memory_waits() -> None:
     decision = after_failure(History(), NO_MEMORY, 1e6, PLAIN, "k", 0)
     assert isinstance(decision, Retry)
     assert decision.at == 1
+
+
+_PERMANENT = {"bad-flag", "bad-weights", "unsupported-model", "missing-library", "missing-binary"}
+_BACKS_OFF_ALWAYS = {"out-of-memory", "out-of-gpu-memory", "spawn"}
+_NEVER_COUNTED = {"no-space", "unreachable"}
+
+
+@pytest.mark.parametrize("kind", FailureClass)
+def test_what_follows_each_kind_of_failure_after_a_healthy_period(kind: FailureClass) -> None:
+    """Permanent: nothing until a change. Scarce or not the engine's fault: a pause. All others: at once."""
+    before = History((1.0,), 4, 0, 2)
+    decision = after_failure(before, Failure(kind, "words"), 1e6, PLAIN, "k", 100.0)
+    if kind in _PERMANENT:
+        assert decision == GiveUp(None, before, "another start would end the same way")
+    elif kind in _NEVER_COUNTED:
+        assert decision == Retry(116.0, History((1.0,), 5, 0, 2))
+    elif kind == "internal":
+        assert decision == GiveUp(400.0, History((), 0, 1, 0), "the supervisor could not follow this run")
+    elif kind == "weights-unavailable":
+        assert decision == GiveUp(400.0, before, "asked for again after the cool-down")
+    elif kind == "address-in-use":
+        assert decision == Retry(100.0, History((1.0,), 4, 0, 3))
+    else:
+        assert decision == Retry(101.0 if kind in _BACKS_OFF_ALWAYS else 100.0, History((1.0, 100.0), 1, 0, 0))
+
+
+def test_a_failure_as_old_as_the_window_is_outside_it() -> None:
+    policy = RestartPolicy(jitter=0, max_crashes=1, window_s=600)
+    assert isinstance(after_failure(History((400.0,)), CRASH, None, policy, "k", 999.9), GiveUp)
+    assert isinstance(after_failure(History((400.0,)), CRASH, None, policy, "k", 1000.0), Retry)
+
+
+def test_a_pause_that_does_not_grow_stays_and_one_that_is_too_long_is_cut() -> None:
+    constant = RestartPolicy(jitter=0, backoff_initial_s=7, backoff_factor=1, cool_down_s=9, cool_down_factor=1)
+    assert [backoff_s(streak, constant, "k") for streak in (1, 2, 50)] == [7, 7, 7]
+    long = RestartPolicy(jitter=0, backoff_initial_s=99, backoff_max_s=50, cool_down_s=99, cool_down_max_s=50)
+    assert [backoff_s(streak, long, "k") for streak in (1, 2)] == [50, 50]
+    for policy, pause_s in ((constant, 9), (long, 50)):
+        decision = after_failure(History((), 9, 3), CRASH, None, policy, "k", 0)
+        assert isinstance(decision, GiveUp)
+        assert (decision.retry_at, decision.history) == (pause_s, History((), 0, 4))
 
 
 def test_history_moves_to_another_boots_clock_and_never_into_the_future() -> None:

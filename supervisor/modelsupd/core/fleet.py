@@ -81,18 +81,20 @@ def plan(replicas: Mapping[str, Replica], declared: Mapping[str, Declared], unse
     """
     wanted = {name: (model, entry) for model, entry in declared.items() for name in replica_names(model, entry.spec)}
     events: dict[str, Event] = {}
-    for name in sorted({*replicas, *unsettled}):
-        replica, told = replicas.get(name), name in unsettled
+    known = {*replicas, *unsettled}
+    for name in sorted(known):
         if name not in wanted:
-            if told or (replica and not replica.removed):
+            if name in unsettled or not replicas[name].removed:
                 events[name] = Removed()
             continue
-        entry = wanted[name][1]
-        now = (entry.spec, entry.digest, False)
-        if told or (replica and (replica.spec, replica.digest, replica.removed) != now):
+        _model, entry = wanted[name]
+        if name in unsettled or not _is_as_declared(replicas[name], entry):
             events[name] = Respecified(entry.spec, entry.digest)
-    known = {*replicas, *unsettled}
     return Plan({name: entry for name, entry in wanted.items() if name not in known}, events)
+
+
+def _is_as_declared(replica: Replica, entry: Declared) -> bool:
+    return (replica.spec, replica.digest, replica.removed) == (entry.spec, entry.digest, False)
 
 
 def is_gone(replica: Replica) -> bool:

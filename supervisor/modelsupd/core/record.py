@@ -8,11 +8,11 @@ whether it is still the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields
 from typing import Any
 
 from modelsupd.core import health
-from modelsupd.core.events import Event, Failure, FailureClass, Process
+from modelsupd.core.events import Event, Exit, Failure, FailureClass, Process, Vitals
 from modelsupd.core.phases import (
     Backoff,
     Cause,
@@ -81,7 +81,7 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - plain data of any shape
             return {"failure": asdict(value.failure), "ready_s": value.ready_s}
         case Reason():
             return value.value
-        case Process() | Failure():
+        case Process() | Failure() | Vitals() | Exit():
             return asdict(value)
         case tuple():
             return list(value)
@@ -95,7 +95,7 @@ def plain_event(event: Event) -> dict[str, Any]:
     for item in fields(event):
         value = getattr(event, item.name)
         if not isinstance(value, ModelSpec):
-            data[item.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else _plain(value)
+            data[item.name] = _plain(value)
     return data
 
 

@@ -85,7 +85,7 @@ def recover(
     for name in sorted({*states, *found, *(name for name, _run in leftovers)}):
         live = sorted(found.get(name, ()), key=lambda process: process.run)
         replica = _known(name, states.get(name), entries.get(name), boot)
-        spawned = max(highest.get(name, 0), live[-1].run if live else 0)
+        spawned = max([highest.get(name, 0), *(process.run for process in live)])
         last_run = max(replica.last_run, spawned)
         process = live.pop() if live and live[-1].run == last_run else None
         # A process of an earlier run must not be: its reports would be stale, so it is ended outside the fleet.

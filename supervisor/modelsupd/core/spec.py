@@ -127,6 +127,25 @@ class LogLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelGateway:
+    """What the gateway lets a model's clients do, and how long they may wait. Times in seconds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    max_concurrent: int = _limit(0, "requests in flight at once, over all replicas; 0 for no limit", ge=0)
+    max_queued: int = _limit(64, "requests that may wait for their turn; one more gets 429", ge=0)
+    queue_timeout_s: float = _limit(60.0, "longest wait for a turn, before 429", gt=0)
+    start_wait_s: float = _limit(120.0, "longest wait for a model that is loading, before 503", ge=0)
+    first_byte_timeout_s: float = _limit(600.0, "longest wait for the first byte of an engine's answer", gt=0)
+    stream_stall_s: float = _limit(120.0, "a stream in which nothing comes for this long is ended with an error", gt=0)
+    context_length: int | None = _limit(
+        None, "tokens that prompt and answer may have together; by default as the engine is told", ge=1
+    )
+    capabilities: tuple[str, ...] = _limit(
+        (), "what it can do, by which 'auto' chooses: images, audio, tools, embedding, rerank"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A `[models.NAME]` entry: what clients ask for, and how it is run."""
 
@@ -163,6 +182,7 @@ class ModelSpec:
     stop: StopLimits = field(default_factory=StopLimits, metadata={"doc": "limits of stopping"})
     restart: RestartPolicy = field(default_factory=RestartPolicy, metadata={"doc": "what follows a failure"})
     log: LogLimits = field(default_factory=LogLimits, metadata={"doc": "how much output is kept"})
+    gateway: ModelGateway = field(default_factory=ModelGateway, metadata={"doc": "what its clients may do"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +244,66 @@ class WeightsSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLimits:
+    """Limits of the gateway's connections. Times in seconds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    max_head_bytes: int = _limit(32768, "request line and headers; more gets 431", ge=1024, le=1048576)
+    max_headers: int = _limit(128, "headers of a request; more gets 431", ge=8, le=10000)
+    max_body_bytes: int = _limit(64 * 1024 * 1024, "body of a request; more gets 413", ge=1024)
+    buffered_bytes: int = _limit(512 * 1024 * 1024, "bodies of all requests together; more gets 503", ge=65536)
+    head_timeout_s: float = _limit(10.0, "longest time for a request's head to come in whole", gt=0)
+    body_timeout_s: float = _limit(60.0, "longest pause within a request's body", gt=0)
+    idle_timeout_s: float = _limit(75.0, "how long a connection without a request is kept open", gt=0)
+    write_timeout_s: float = _limit(300.0, "how long a client may take nothing of its answer", gt=0)
+    stream_buffer_bytes: int = _limit(
+        262144, "what is held of an answer that a client does not take; then the engine waits", ge=4096
+    )
+    max_connections: int = _limit(16384, "connections of clients at once; one more gets 503", ge=1)
+    upstream_idle_s: float = _limit(4.0, "how long an unused connection to an engine is kept; vLLM closes at 5", gt=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessLogLimits:
+    """How much is kept of the gateway's record of requests."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    max_bytes: int = _limit(64 * 1024 * 1024, "size at which access.log is rotated", ge=4096)
+    files: int = _limit(5, "rotated files kept beside the current one", ge=0, le=1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoRule:
+    """A `[[gateway.auto]]` entry: a request for `auto` that is all of this goes to the first of `models` that can."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    models: tuple[str, ...] = field(metadata={"doc": "names or aliases, best first"})
+    images: bool | None = _limit(None, "true: with images; false: without; by default either")
+    tools: bool | None = _limit(None, "true: with tools; false: without; by default either")
+    min_prompt_tokens: int = _limit(0, "prompts of at least this many tokens, estimated from their size", ge=0)
+    max_prompt_tokens: int | None = _limit(None, "prompts of at most this many tokens, estimated from their size", ge=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySpec:
+    """The `[gateway]` entry: one OpenAI-compatible address for all models. Without it there is no gateway."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    enabled: bool = _limit(True, "false: no gateway, as if there were no such table")
+    listen: str | tuple[str, ...] = _limit("127.0.0.1:8080", "HOST:PORT, or a list of several")
+    open_to_network: bool = _limit(False, "listen beyond loopback though there are no keys: whoever reaches it is served")
+    tls_cert: str | None = _limit(None, "file with the certificate and its chain, in PEM; by default plain HTTP")
+    tls_key: str | None = _limit(None, "file with the certificate's private key, in PEM")
+    cors_origins: tuple[str, ...] = _limit((), "origins whose pages may use it from a browser; '*' for all")
+    drain_timeout_s: float = _limit(30.0, "how long answers may take to finish when it stops or is replaced", ge=0)
+    limits: GatewayLimits = field(default_factory=GatewayLimits, metadata={"doc": "limits of connections"})
+    access_log: AccessLogLimits = field(
+        default_factory=AccessLogLimits, metadata={"doc": "how much is kept of the record of requests"}
+    )
+    auto: tuple[AutoRule, ...] = _limit((), "which models stand for 'auto'; the first rule that fits decides")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
     """All of models.toml."""
 
@@ -232,6 +312,7 @@ class Declaration:
     weights: WeightsSpec = field(
         default_factory=WeightsSpec, metadata={"doc": "where weights of the hub are kept and how they are fetched"}
     )
+    gateway: GatewaySpec | None = _limit(None, "one OpenAI-compatible address for all models")
     engines: Mapping[str, EngineSpec] = field(default_factory=dict, metadata={"doc": "where engines live"})
     models: Mapping[str, ModelSpec] = field(default_factory=dict, metadata={"doc": "what clients may ask for"})
 
