@@ -18,9 +18,10 @@ from core.samples import (
     probed,
     process,
     replica,
+    resolved,
 )
 from core.script import at, play, probe, tokens
-from modelsupd.core.actions import Kill, Recheck, Resolve, Terminate
+from modelsupd.core.actions import Abandon, Kill, Recheck, Resolve, Terminate
 from modelsupd.core.events import (
     Event,
     Outcome,
@@ -53,7 +54,7 @@ from modelsupd.core.phases import (
     Stopping,
     Want,
 )
-from modelsupd.core.replica import deadline, fail_internally, step
+from modelsupd.core.replica import InvalidTransition, deadline, fail_internally, step
 from modelsupd.core.restart import History
 from modelsupd.core.spec import RestartPolicy, StopLimits
 
@@ -211,3 +212,13 @@ def test_supervisors_own_failure_without_a_process_is_a_failure(phase: Phase) ->
     assert isinstance(after.phase, Failed)
     assert after.phase.retry_at == 1300
     assert after.reason == "internal: words; the supervisor could not follow this run"
+
+
+def test_the_supervisors_own_failure_gives_up_the_fetch_and_its_end_says_nothing_any_more() -> None:
+    failed, actions = fail_internally(replace(replica(Resolving(0, 1)), last_run=1), "cannot apply this", 10)
+    assert isinstance(failed.phase, Failed)
+    assert actions == (Abandon(1),)
+    for late in (resolved(1), Unresolved(1, BAD_WEIGHTS, INPUTS)):
+        assert step(failed, late, 11) == (failed, ())
+    with pytest.raises(InvalidTransition):
+        step(replica(Failed(0, 1, CRASH, 300), last_run=1), resolved(1), 11)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modelsupd.core import restart
-from modelsupd.core.actions import Action, Clear, Kill, Probe, Resolve, Terminate
+from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Resolve, Terminate
 from modelsupd.core.events import Failure, FailureClass, ProbeKind
 from modelsupd.core.phases import (
     Backoff,
@@ -111,6 +111,8 @@ def fail_internally(replica: Replica, words: str, now: float) -> Step:
     if isinstance(replica.phase, Spawning | Clearing):
         # An effect is about to tell of a process, or of the last of one: another run before that would be one too many.
         return replace(replica, reason=f"{FailureClass.INTERNAL}: {words}"), NOTHING
+    if isinstance(replica.phase, Resolving):
+        return settle(replica, fault, now)[0], (Abandon(replica.last_run),)
     return settle(replica, fault, now)
 
 

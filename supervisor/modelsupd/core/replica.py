@@ -65,6 +65,7 @@ from modelsupd.core.phases import (
     Halt,
     Killing,
     Live,
+    Phase,
     Ready,
     Reason,
     Replica,
@@ -177,9 +178,14 @@ def _lagged(replica: Replica, event: Lagged, now: float) -> Step:
 # Weights and spawning
 
 
+def _given_up(phase: Phase) -> bool:
+    """Tell whether a look for weights may have been let go of, so that its end says nothing any more."""
+    return isinstance(phase, Stopped) or (isinstance(phase, Failed) and phase.failure.kind is FailureClass.INTERNAL)
+
+
 def _resolved(replica: Replica, event: Resolved, now: float) -> Step:
     phase = replica.phase
-    if isinstance(phase, Stopped):
+    if _given_up(phase):
         return replica, NOTHING
     if not isinstance(phase, Resolving):
         raise InvalidTransition(replica, event)
@@ -189,7 +195,7 @@ def _resolved(replica: Replica, event: Resolved, now: float) -> Step:
 
 
 def _unresolved(replica: Replica, event: Unresolved, now: float) -> Step:
-    if isinstance(replica.phase, Stopped):
+    if _given_up(replica.phase):
         return replica, NOTHING
     if not isinstance(replica.phase, Resolving):
         raise InvalidTransition(replica, event)

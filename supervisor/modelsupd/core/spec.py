@@ -56,6 +56,17 @@ class ProbeRequest(StrEnum):
     EMBEDDING = "embedding"
 
 
+class Capability(StrEnum):
+    """What a model can do; `auto` chooses by it. One that makes vectors makes nothing else, but with `chat` beside it."""
+
+    CHAT = "chat"
+    IMAGES = "images"
+    AUDIO = "audio"
+    TOOLS = "tools"
+    EMBEDDING = "embedding"
+    RERANK = "rerank"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthLimits:
     """How life is proven, and after how long its absence is a verdict. Times in seconds."""
@@ -140,8 +151,8 @@ class ModelGateway:
     context_length: int | None = _limit(
         None, "tokens that prompt and answer may have together; by default as the engine is told", ge=1
     )
-    capabilities: tuple[str, ...] = _limit(
-        (), "what it can do, by which 'auto' chooses: images, audio, tools, embedding, rerank"
+    capabilities: tuple[Capability, ...] = _limit(
+        (), "what it can do, by which 'auto' chooses: chat | images | audio | tools | embedding | rerank"
     )
 
 
@@ -280,8 +291,8 @@ class AutoRule:
     models: tuple[str, ...] = field(metadata={"doc": "names or aliases, best first"})
     images: bool | None = _limit(None, "true: with images; false: without; by default either")
     tools: bool | None = _limit(None, "true: with tools; false: without; by default either")
-    min_prompt_tokens: int = _limit(0, "prompts of at least this many tokens, estimated from their size", ge=0)
-    max_prompt_tokens: int | None = _limit(None, "prompts of at most this many tokens, estimated from their size", ge=0)
+    prompt_over_tokens: int = _limit(0, "prompts of more than this many tokens, estimated; 0 for any", ge=0)
+    prompt_up_to_tokens: int | None = _limit(None, "prompts of at most this many tokens, estimated", ge=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +302,9 @@ class GatewaySpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
     enabled: bool = _limit(True, "false: no gateway, as if there were no such table")
     listen: str | tuple[str, ...] = _limit("127.0.0.1:8080", "HOST:PORT, or a list of several")
-    open_to_network: bool = _limit(False, "listen beyond loopback though there are no keys: whoever reaches it is served")
+    open_to_network: bool = _limit(
+        False, "listen beyond loopback though there are no keys: whoever reaches it is served"
+    )
     tls_cert: str | None = _limit(None, "file with the certificate and its chain, in PEM; by default plain HTTP")
     tls_key: str | None = _limit(None, "file with the certificate's private key, in PEM")
     cors_origins: tuple[str, ...] = _limit((), "origins whose pages may use it from a browser; '*' for all")
