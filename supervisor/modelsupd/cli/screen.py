@@ -76,7 +76,7 @@ def plain(document: Document, now: datetime) -> Iterator[str]:
     ]
     if rows:
         yield ""
-        yield from _aligned([(*_COLUMNS, "ENDPOINT", "REASON"), *rows])
+        yield from aligned([(*_COLUMNS, "ENDPOINT", "REASON"), *rows])
     else:
         yield "no model is declared" if document["daemon"]["state"] == "running" else "nothing is recorded"
 
@@ -100,7 +100,8 @@ def _cells(model: Mapping[str, Any], row: Mapping[str, Any], now: datetime) -> t
     return (row["name"], model["engine"] or "-", row["phase"], str(run), str(pid), how_long, str(row["restarts"]))
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield rows as lines with columns of one width each; of the last one nothing is padded."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1])).rstrip()

@@ -6,14 +6,21 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from modelsupd.cli.owner import as_owner
 from modelsupd.cli.place import WRONG_USE, Place, Stop, target_argument
+from modelsupd.cli.stock import json_option, meant, print_json
 from modelsupd.control.client import NoDaemon
 from modelsupd.control.secrets import MASK, masked_argv, masked_names, shown_spec
+from modelsupd.errors import ModelsupdError
+
+if TYPE_CHECKING:
+    from modelsupd.config import Config
+    from modelsupd.engines.base import Files
 
 #: What a shim fills in, and what stands for it where there is no run to fill it in for.
 _BY_HAND = {"{socket}": "./engine.sock", "{host}": "127.0.0.1", "{port}": "8000", "{tmp}": "."}
@@ -24,20 +31,23 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 @click.command()
 @click.option("--argv", is_flag=True, help="Print only the command with its environment, for a shell.")
 @click.option("--reveal", is_flag=True, help="Print values that may be secrets, too.")
+@json_option
 @target_argument
 @click.pass_obj
-def show(place: Place, argv: bool, reveal: bool, target: str) -> None:
-    """Show how a model is declared, with every limit that applies, and how its engine is started.
+def show(place: Place, argv: bool, reveal: bool, as_json: bool, target: str) -> None:
+    """Show how a model is declared, with every limit that applies, how its engine is started, and its weights.
 
     With --argv the exact command and environment are printed, quoted for a shell, so that the engine can be run by
     hand. Values of [models.MODEL.env], and others whose names look secret, are masked without --reveal. Without a
-    daemon it is told from the configuration.
+    daemon it is told from the configuration. Of the weights it is told from their headers what they are, how much
+    memory they and the cache for the declared context will take, and which digest each file has to have.
 
     \b
     Examples:
       modelsupd show qwen
       modelsupd show --argv qwen/0
       modelsupd show --argv --reveal qwen/0 > run-qwen.sh
+      modelsupd show --json qwen | jq '.weights.qwen[0].claim.ram_bytes'
 
     \b
     Exit status: 0 shown, 2 no such model, or the configuration cannot be used.
@@ -49,6 +59,9 @@ def show(place: Place, argv: bool, reveal: bool, target: str) -> None:
         click.echo(
             "no daemon is running: this is from the configuration, with a place for the socket made up", err=True
         )
+    if as_json:
+        print_json(_document(place, replicas))
+        return
     described: set[str] = set()
     for position, replica in enumerate(replicas):
         if position:
@@ -59,6 +72,9 @@ def show(place: Place, argv: bool, reveal: bool, target: str) -> None:
         if not argv or len(replicas) > 1:
             click.echo(f"# {replica['name']}")
         click.echo(command_line(replica["env"], replica["argv"]))
+    if not argv:
+        for name in sorted(described):
+            _show_weights(place, name)
     masked = sorted({name for replica in replicas for name in replica["masked"]})
     if masked:
         click.echo(f"masked: {', '.join(masked)}; --reveal shows them", err=True)
@@ -70,10 +86,38 @@ def command_line(env: Mapping[str, str], argv: list[str]) -> str:
     return " \\\n  ".join(words)
 
 
-def _from_config(place: Place, target: str, *, reveal: bool) -> dict[str, Any]:
-    from modelsupd.engines.base import Files, adapter  # noqa: PLC0415 - with a daemon it is not needed
+def _document(place: Place, replicas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = sorted({replica["model"] for replica in replicas})
+    return {"replicas": replicas, "weights": {name: _weights(place, name) for name in names}}
 
-    declaration = place.config().declaration
+
+def _show_weights(place: Place, name: str) -> None:
+    parts = _weights(place, name)
+    if parts:
+        from modelsupd.cli.sizes import lines  # noqa: PLC0415 - needed by nothing else
+
+        click.echo("\n" + "\n".join(lines(parts)))
+
+
+def _weights(place: Place, name: str) -> list[dict[str, Any]] | None:
+    """Return what is known of a model's weights; None, and it is said, where the file does not have it (any more)."""
+    from modelsupd.cli.sizes import weights_of  # noqa: PLC0415 - needed by nothing else
+
+    try:
+        config = place.config()
+        (model,) = meant(config, [name])
+    except (ModelsupdError, Stop) as error:
+        click.echo(f"weights are not shown: {error}", err=True)
+        return None
+    found: list[dict[str, Any]] = as_owner(config.state_dir, lambda: weights_of(model, config.weights))
+    return found
+
+
+def _from_config(place: Place, target: str, *, reveal: bool) -> dict[str, Any]:
+    from modelsupd.engines.base import adapter  # noqa: PLC0415 - with a daemon it is not needed
+
+    config = place.config()
+    declaration = config.declaration
     model = target.rpartition("/")[0] if target not in declaration.models else target
     names = {alias: name for name, spec in declaration.models.items() for alias in (name, *spec.aliases)}
     name = names.get(target) or names.get(model)
@@ -82,7 +126,7 @@ def _from_config(place: Place, target: str, *, reveal: bool) -> dict[str, Any]:
     spec = declaration.models[name]
     engine = adapter(spec.engine)
     binary = engine.binary(spec, declaration.engines.get(spec.engine))
-    command = engine.command(name, spec, binary=shutil.which(binary) or binary, files=Files.declared(spec))
+    command = engine.command(name, spec, binary=shutil.which(binary) or binary, files=_files(config, name))
     masked = masked_names(command.env, spec.env)
     argv = [_filled(word) for word in command.argv]
     env = {key: MASK if key in masked and not reveal else _filled(value) for key, value in command.env.items()}
@@ -96,6 +140,17 @@ def _from_config(place: Place, target: str, *, reveal: bool) -> dict[str, Any]:
         "masked": [] if reveal else sorted(masked),
         "spec": shown_spec(asdict(spec), env, reveal=reveal),
     }
+
+
+def _files(config: Config, name: str) -> Files:
+    """Return what the engine would be given, whole or not."""
+    from modelsupd.cli.sizes import paths_of  # noqa: PLC0415 - needed by nothing else
+    from modelsupd.engines.base import Files  # noqa: PLC0415 - with a daemon it is not needed
+
+    (model,) = meant(config, [name])
+    paths = as_owner(config.state_dir, lambda: paths_of(model, config.weights))
+    one = {role: next(iter(of_role), None) for role, of_role in paths.items()}
+    return Files(one.get("weights"), one.get("mmproj"), one.get("draft"), tuple(paths.get("lora", ())))
 
 
 def _filled(text: str) -> str:

@@ -168,6 +168,6 @@ def read_lock(path: Path, models: Mapping[str, ModelSpec], problems: list[Proble
             continue
         entry = lock.of(parts(model)[0])
         if entry and [pin.sha256 for pin in entry.files] != [model.sha256]:
-            why = f"but {path.name} says '{entry.files[0].sha256}'; 'modelsupd pull {name}' locks what is right"
+            why = f"but {path.name} says '{entry.files[0].sha256}'; take the wrong one of the two out"
             problems.append(Problem(where, model.sha256, why))
     return lock

@@ -148,12 +148,18 @@ def identity_of(found: os.stat_result) -> Identity:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a fetch or a verification has come, summed over files; `rate` in bytes a second, None when unknown."""
+    """How far a fetch or a verification has come, summed over files; `rate` in bytes a second, None when unknown.
+
+    `file` is the one that moved just now, "" where that is not told, with how far it has come itself.
+    """
 
     doing: str
     done_bytes: int
     total_bytes: int
     rate: float | None = None
+    file: str = ""
+    file_done_bytes: int = 0
+    file_total_bytes: int = 0
 
     @property
     def left_s(self) -> float | None:

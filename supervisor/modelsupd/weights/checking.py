@@ -44,14 +44,20 @@ class Checker:
         progress: Callable[[int], None],
         report: Callable[[FileDone], None],
         stop: threading.Event,
+        *,
+        since: float = 0.0,
     ) -> None:
-        """Tell `progress` of bytes that were hashed, `report` of files that were checked."""
+        """Tell `progress` of bytes that were hashed, `report` of files that were checked.
+
+        Verdicts from before `since`, in seconds since the epoch, do not count.
+        """
         self._verdicts, self._progress, self._report, self._stop = verdicts, progress, report, stop
+        self._since = since
 
     def known(self, candidate: Candidate) -> Verdict | None:
         """Return what is known of the file as it lies there now, if that is all that is asked; OSError passes."""
         verdict = self._verdicts.get(identity_of(candidate.path.stat()))
-        if verdict is None or (candidate.hashed and verdict.sha256 is None):
+        if verdict is None or verdict.at < self._since or (candidate.hashed and verdict.sha256 is None):
             return None
         return None if _by_git(candidate.pin) and verdict.git_sha1 is None else verdict
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from modelsupd.core.events import FailureClass
-from modelsupd.weights import hub, quarantine, structure, transfer
+from modelsupd.weights import hub, quarantine, resolved, structure, transfer
 from modelsupd.weights.base import (
     FETCHED,
     MOVED_ASIDE,
@@ -33,7 +33,7 @@ from modelsupd.weights.cache import Repo, unreadable
 from modelsupd.weights.checking import Candidate, Checker, differs
 from modelsupd.weights.publishing import Listing, publish
 from modelsupd.weights.records import Records
-from modelsupd.weights.sources import chosen, local_files
+from modelsupd.weights.sources import local_files
 from modelsupd.weights.verdicts import Verdict, Verdicts
 from modelsupd.weights.wire import Job
 
@@ -62,6 +62,7 @@ class _Work:
         self._checker = Checker(Verdicts(self._settings.state_dir), self._moved, report, stop)
         self._counting = threading.Lock()
         self._doing, self._done_bytes, self._total_bytes = "", 0, 0
+        self._file_bytes: dict[str, int] = {}
 
     def part(self, part: Part, locked: Pinned | None) -> Pinned:
         if self._stop.is_set():
@@ -82,15 +83,20 @@ class _Work:
     def _doing_it(self, what: str, total_bytes: int) -> Iterator[None]:
         with self._counting:
             self._doing, self._done_bytes, self._total_bytes = what, 0, total_bytes
+            self._file_bytes.clear()
         self._moved(0)
         yield
         self._moved(0)
 
-    def _moved(self, by_bytes: int) -> None:
+    def _moved(self, by_bytes: int, pin: Pin | None = None) -> None:
         with self._counting:
             # What a server made us fetch again may not count beyond the whole.
             self._done_bytes = max(0, min(self._done_bytes + by_bytes, self._total_bytes))
             progress = Progress(self._doing, self._done_bytes, self._total_bytes)
+            if pin is not None:
+                done = max(0, min(self._file_bytes.get(pin.path, 0) + by_bytes, pin.size_bytes))
+                self._file_bytes[pin.path] = done
+                progress = replace(progress, file=pin.path, file_done_bytes=done, file_total_bytes=pin.size_bytes)
         if progress.total_bytes:
             self._report(progress)
 
@@ -143,46 +149,20 @@ class _Work:
         return Pinned(str(source), pinned.commit, tuple(pins), part.allow, part.ignore)
 
     def _pins(self, part: Part, source: HubSource, repo: Repo, locked: Pinned | None) -> tuple[Pinned, Listing | None]:
-        """Return the files of a source: as locked, as resolved before, as the cache has it, or as the hub tells."""
-        record = self._records.get(part)
-        if locked is not None or record is not None:
-            return locked or record.pinned, None  # type: ignore[union-attr]  # one of the two is there
-        commit = repo.commit_of(source.revision)
-        listing: Listing | None = None
-        files = repo.tree(commit) if commit else None
-        if files is None and commit and self._is_complete(part, repo, commit):
-            files = repo.pins_by_names(commit)
-        if files is None:
-            asked = replace(source, revision=commit or source.revision)
-            with self._doing_it(f"asking for the files of {source}", 0):
-                listing = hub.listing(asked, self._settings, stop=self._stop)
-            commit, files = listing.commit, listing.files
-        pins = chosen(part, files)
-        if part.sha256 is not None:
-            if len(pins) != 1:
-                words = f"cannot use sha256 with '{source}': it is {len(pins)} files; 'modelsupd pull' locks them all"
-                raise WeightsError(FailureClass.BAD_WEIGHTS, words)
-            if pins[0].sha256 not in (None, part.sha256):
-                words = f"cannot use '{source}': its sha256 is {pins[0].sha256}, declared is {part.sha256}"
-                raise WeightsError(FailureClass.BAD_WEIGHTS, words)
-        return Pinned(str(source), commit, pins, part.allow, part.ignore), listing
-
-    def _is_complete(self, part: Part, repo: Repo, commit: str) -> bool:
-        """Tell whether a snapshot of a cache that nobody listed looks whole: by its own index, shards and config."""
-        pins = repo.pins_by_names(commit)
-        if not pins or repo.dangling(commit) or any(pin.blob is None for pin in pins):
-            return False
-        try:
-            picked = chosen(part, pins)
-        except WeightsError:
-            return False
-        files = {pin.path: repo.file(commit, pin.path) for pin in picked}
-        return structure.check_set(files, self._engine_of(part)).kind != "bad"
+        """Return the files of a source: as they are known here, else as the hub tells."""
+        here = resolved.known(part, locked, self._settings, self._engine_of(part))
+        if here is not None:
+            return here, None
+        # A commit that the cache has is not left for a newer one, unless it is known to be another than what is meant.
+        commit = None if part.sha256 else repo.commit_of(source.revision)
+        asked = replace(source, revision=commit or source.revision)
+        with self._doing_it(f"asking for the files of {source}", 0):
+            listing = hub.listing(asked, self._settings, stop=self._stop)
+        assert listing.commit is not None  # noqa: S101 - the hub's answer is of a commit
+        return resolved.pinned(part, listing.commit, listing.files), listing
 
     def _candidate(self, repo: Repo, commit: str, pin: Pin) -> Candidate:
-        """Return where a file lies: in the snapshot, else among the blobs, where it will be put."""
-        at = repo.file(commit, pin.path)
-        return Candidate(pin, at if at.exists() else repo.blob(pin))
+        return Candidate(pin, resolved.placed_in(repo, commit, pin))
 
     def _is_there(self, candidate: Candidate) -> bool:
         try:
@@ -213,11 +193,12 @@ class _Work:
         if self._settings.offline:
             words = f"cannot fetch what is missing: weights.offline is set; {lacking}; {OFFLINE_ADVICE}"
             raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words)
-        self._records.claim(replace(pinned, files=tuple(candidate.pin for candidate in wanted)))
+        self._records.own(replace(pinned, files=tuple(candidate.pin for candidate in wanted)))
         small = [candidate for candidate in wanted if candidate.pin.size_bytes <= self._settings.part_bytes]
         large = [candidate for candidate in wanted if candidate.pin.size_bytes > self._settings.part_bytes]
         try:
-            with self._doing_it(f"fetching {len(wanted)} files of {source}", total):
+            count = "1 file" if len(wanted) == 1 else f"{len(wanted)} files"
+            with self._doing_it(f"fetching {count} of {source}", total):
                 with ThreadPoolExecutor(self._settings.parts) as pool:
                     list(pool.map(lambda candidate: self._fetch_one(source, pinned, candidate), small))
                 for candidate in large:
@@ -238,7 +219,7 @@ class _Work:
             pin=pin,
             final=final,
             settings=self._settings,
-            progress=self._moved,
+            progress=lambda by_bytes: self._moved(by_bytes, pin),
             stop=self._stop,
         )
         self._checker.fetched(replace(candidate, path=final), done.sha256)
