@@ -17,7 +17,7 @@ import pytest
 import llama_server
 from modelsupd.core.events import Exit, Failure, Outcome, ProbeKind
 from modelsupd.core.spec import ModelSpec
-from modelsupd.engines.base import Files, Adapter, adapter
+from modelsupd.engines.base import Adapter, Files, adapter
 from modelsupd.runtime.probe import Result, probe
 from waiting import until
 

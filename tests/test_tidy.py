@@ -50,7 +50,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "config": "core engines errors weights",
         "runtime": "core engines weights errors runtime.shim",
         "runtime.shim": "",
-        "metrics": "core control errors weights.base",  # of control only the port, through which it reads what was published
+        # Of control only the port, through which it reads what was published.
+        "metrics": "core control errors weights.base",
         "narrator": "core weights.base",
         "adoption": "core runtime",
         "rounds": "core runtime",

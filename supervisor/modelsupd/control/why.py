@@ -216,6 +216,7 @@ def _tells(record: Record, last: Record) -> bool:
     """Tell whether a record says something that the one before did not."""
     if (
         record["event"].get("type") in _TOLD_ELSEWHERE
+        and not record["event"].get("evidence")
         and (record["state"] or {}).get("phase", {}).get("name") != "failed"
     ):
         return False
