@@ -137,6 +137,9 @@ class MemoryPort:
     def fetching(self) -> Mapping[str, Progress]:
         return self.progress
 
+    def gateway(self) -> Mapping[str, Any] | None:
+        return None
+
     def changes(self) -> Mapping[str, str]:
         return self.changed
 

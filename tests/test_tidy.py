@@ -58,7 +58,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "control": "core errors weights.base",
         "gateway": "core errors",
         # `run` starts the daemon, `reap` and `journal` work without one; the other verbs speak with it.
-        "cli": "core engines errors config weights control daemon narrator runtime.journal runtime.paths runtime.reap",
+        "cli": "core engines errors config weights control daemon narrator gateway.keyfile"
+        " runtime.journal runtime.paths runtime.reap",
         "daemon": "*",
     }.items()
 }

@@ -26,16 +26,19 @@ from modelsupd.adoption import take_over
 from modelsupd.config import Config
 from modelsupd.control.port import LaunchPlan
 from modelsupd.control.server import serve as serve_control
-from modelsupd.core.events import Event, Halted, Hurried, RestartAsked, StartAsked, StopAsked
-from modelsupd.core.fleet import Declared, all_still, fresh, plan, targets
-from modelsupd.core.phases import Clearing, Killing, Replica
+from modelsupd.core.events import Event, RestartAsked, StartAsked, StopAsked
+from modelsupd.core.fleet import Declared, fresh, plan, targets
+from modelsupd.core.phases import Replica
 from modelsupd.core.recovery import Boot
 from modelsupd.core.spec import ModelSpec, launch_digest
+from modelsupd.departure import end_all
 from modelsupd.engines.base import adapter
 from modelsupd.errors import ModelsupdError, Refused
+from modelsupd.gatekeeper import Gatekeeper, is_gateway
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
 from modelsupd.rounds import EXTEND_BY_S, Rounds
+from modelsupd.runtime import routes
 from modelsupd.runtime.driver import NOT_WRITABLE, Driver
 from modelsupd.runtime.effects import RuntimeEffects
 from modelsupd.runtime.fetching import Fetches
@@ -48,9 +51,6 @@ from modelsupd.runtime.systemd import Notifier
 from modelsupd.weights.base import FileDone, Progress
 
 log = structlog.get_logger("daemon")
-
-#: The signal after so many that asked to hurry is the last one waited for.
-LAST_WARNING = 2
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
@@ -116,6 +116,13 @@ class Daemon:
         self._leaving = False
         self._driver: Driver
         self._rounds: Rounds
+        self._gate = Gatekeeper(
+            config,
+            replicas=lambda: self._driver.replicas,
+            apply=self._apply,
+            put=self._put,
+        )
+        self._refreshing = False
 
     async def main(self, reading: Reading) -> int:
         """Recover, serve until a signal says otherwise, and go."""
@@ -142,11 +149,17 @@ class Daemon:
                 effects=self._effects,
                 leaving=lambda: self._leaving,
                 compare_every_s=lambda: self._config.declaration.weights.change_look_s,
+                refresh=self._refresh,
             )
             # What can refuse to start does so before anything is decided.
             if self._config.metrics_listen is not None:
                 stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
-            await self._recover(reading, boot)
+            try:
+                self._gate.configure(self._config)
+                await self._recover(reading, boot)
+            except OSError as error:
+                raise ModelsupdError(f"cannot start: {error}") from error
+            stack.callback(self._gate.close)
             stack.push_async_callback(await serve_control(self, self.runtime_dir))
             rounds = asyncio.create_task(self._rounds.go())
             stack.callback(rounds.cancel)
@@ -171,21 +184,7 @@ class Daemon:
         self._leaving = True
         self._notify.tell(STOPPING=1, STATUS="stopping engines", EXTEND_TIMEOUT_USEC=int(EXTEND_BY_S * 1e6))
         log.info("stopping every engine; a second signal skips the drain, a third kills")
-        self._driver.put_all(Halted())
-        still = asyncio.create_task(self._driver.until(_over))
-        hurried = 0
-        while not still.done():
-            next_signal = asyncio.create_task(self._signals.get())
-            await asyncio.wait({still, next_signal}, return_when=asyncio.FIRST_COMPLETED)
-            if next_signal.done() and next_signal.result() in (signal.SIGTERM, signal.SIGINT):
-                hurried += 1
-                log.info("told to hurry" if hurried == 1 else "told to kill")
-                self._driver.put_all(Hurried(kill=hurried > 1))
-                if hurried > LAST_WARNING:
-                    self._kill_unrecorded()
-                    os._exit(1)
-            next_signal.cancel()
-        stuck = [name for name, replica in self._driver.replicas.items() if not all_still([replica])]
+        stuck = await end_all(self._driver, self._signals, is_gateway, self._kill_unrecorded)
         await self._note("stopped" if not stuck else f"stopped, but for processes that cannot be killed: {stuck}")
         if stuck:
             log.error("left behind what cannot be killed", replicas=stuck)
@@ -215,7 +214,8 @@ class Daemon:
     # Recovery and configuration
 
     async def _recover(self, reading: Reading, boot: Boot) -> None:
-        recovered = await take_over(reading.states, self._processes, self._declared(), boot)
+        known = self._models_declared() | self._gate.recovering(reading.states)
+        recovered = await take_over(reading.states, self._processes, known, boot)
         body = {
             "kind": "start",
             "at": boot.now,
@@ -231,9 +231,11 @@ class Daemon:
             log.warning("record lost", error=error.why)
         for name, replica in recovered.replicas.items():
             self._driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
+        self._gate.open()
         self._apply()
+        self._refresh()
 
-    def _declared(self) -> dict[str, Declared]:
+    def _models_declared(self) -> dict[str, Declared]:
         declaration = self._config.declaration
         return {
             name: Declared(
@@ -244,7 +246,8 @@ class Daemon:
 
     def _apply(self) -> tuple[str, ...]:
         """Bring the fleet to what is declared; return what changes, in words."""
-        planned = plan(self._driver.replicas, self._declared(), self._driver.unsettled())
+        everything = self._gate.declared() | self._models_declared()
+        planned = plan(self._driver.replicas, everything, self._driver.unsettled())
         words = []
         for name, (model, declared) in planned.added.items():
             replica, actions = fresh(name, model, declared, self.now(), self._processes.highest_run(name))
@@ -278,9 +281,15 @@ class Daemon:
                 f"cannot reload: {config.path} declares no model any more, and an editor may be writing it; "
                 "to stop models use 'modelsupd stop', or stop the daemon"
             )
+        try:
+            self._gate.configure(config)
+        except OSError as error:
+            raise Refused(f"cannot reload: {error}") from error
         self._config = config
         self._warn()
+        self._gate.rebind()
         words = self._apply()
+        self._refresh()
         log.info("configuration read again", changes=list(words) or "none", config=str(config.path))
         return (*words, *fixed)
 
@@ -313,6 +322,10 @@ class Daemon:
     def changes(self) -> Mapping[str, str]:
         """Return, by replica, what has changed on disk since its engine was started."""
         return self._rounds.changes()
+
+    def gateway(self) -> Mapping[str, Any] | None:
+        """Return what `status` tells of the gateway, None where there is none."""
+        return self._gate.status()
 
     def models(self) -> Mapping[str, ModelSpec]:
         """Return what is declared, by name."""
@@ -365,12 +378,27 @@ class Daemon:
         finally:
             self._followers.discard(queue)
 
+    def _put(self, name: str, event: Event) -> None:
+        if name in self._driver.replicas:
+            self._driver.put(name, event)
+
     # What the driver tells
 
     def changed(self, before: Replica | None, after: Replica, event: Event | str) -> None:
         """Pass a change on to the log and the metrics."""
         self._narrator.changed(before, after, event)
         self._metrics.changed(before, after, event)
+        if not self._refreshing and (before is None or before.phase is not after.phase):
+            # Once for all changes of this turn of the loop.
+            self._refreshing = True
+            asyncio.get_running_loop().call_soon(self._refresh)
+
+    def _refresh(self) -> None:
+        """Tell gateways what may be routed to by now."""
+        self._refreshing = False
+        declared = self._config.declaration.models
+        self._gate.publish(routes.models(declared, self._driver.replicas, self._fetches.progress(), self.now()))
+        self._gate.look()
 
     def _file_done(self, replicas: frozenset[str], done: FileDone) -> None:
         """Pass on what became of one file of weights."""
@@ -382,11 +410,3 @@ class Daemon:
         for queue in self._followers:
             if not queue.full():
                 queue.put_nowait({"v": 1, "seq": seq, **body})
-
-
-def _over(replicas: Mapping[str, Replica]) -> bool:
-    """Tell whether the daemon can go: nothing runs any more but what withstood SIGKILL."""
-    return all(
-        all_still([replica]) or (isinstance(replica.phase, Killing | Clearing) and bool(replica.phase.stuck))
-        for replica in replicas.values()
-    )

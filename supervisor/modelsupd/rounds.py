@@ -51,6 +51,7 @@ class Rounds:
     effects: _Changes
     leaving: Callable[[], bool]
     compare_every_s: Callable[[], float]
+    refresh: Callable[[], None]
     _looked_at: float = 0.0
     _fed_at: float = 0.0
     _compared_at: float = 0.0
@@ -86,6 +87,7 @@ class Rounds:
         if idle and not self.leaving() and now - self._compared_at >= self.compare_every_s():
             self._compared_at = now
             self._comparing = asyncio.create_task(self._compare())
+        self.refresh()
         if self.leaving():
             self.notify.extend(EXTEND_BY_S)
         else:

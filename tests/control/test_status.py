@@ -66,6 +66,7 @@ def test_the_document_is_as_the_contract_says(place: Path) -> None:
             }
         ],
         "gpus": [],
+        "gateway": None,
     }
 
 

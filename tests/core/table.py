@@ -36,7 +36,9 @@ from core.samples import (
 from modelsupd.core.actions import Clear, Probe
 from modelsupd.core.events import (
     Cleared,
+    Delivered,
     Event,
+    FailedClient,
     Halted,
     Hurried,
     Lagged,
@@ -187,6 +189,8 @@ def reports(run: int, kinds: tuple[ProbeKind, ...] = (ProbeKind.ALIVE,)) -> Iter
         if kind is ProbeKind.DRAIN:
             yield "Probed", "drain answered with none in flight", _drained(run, 0)
             yield "Probed", "drain answered with 2 in flight", _drained(run, 2)
+    yield "Delivered", "", Delivered(run)
+    yield "FailedClient", "", FailedClient(run, "stalled")
     for failure in (CRASH, NO_MEMORY, ADDRESS, BAD_WEIGHTS):
         yield "Exited", str(failure.kind), exited(run, failure)
     yield "Exited", "descendants left", exited(run, cleared=False)

@@ -31,7 +31,7 @@ from modelsupd.core.spec import Engine, LogLimits, ModelSpec, ProbeRequest, Star
         (Outcome, "tokens answered busy loading refused no-tokens failed timed-out void"),
         (Want, "up down"),
         (Reason, "operator restart replaced removed shutdown stray"),
-        (Engine, "llama.cpp llama-cpp-python command"),
+        (Engine, "llama.cpp llama-cpp-python command gateway"),
         (Start, "always manual"),
         (ProbeRequest, "completion chat embedding"),
     ],

@@ -176,7 +176,7 @@ class _Game:
 
     async def _chaos(self, life: Life) -> bool:
         """Do one thing to the daemon; return False when it is the machine that goes."""
-        names = ("operator", "reload", "inputs", "disk", "kill", "term", "lag", "power")
+        names = ("operator", "reload", "inputs", "disk", "kill", "term", "lag", "power", "clients")
         what = self.rng.choices(names, [getattr(self.rates, name) for name in names])[0]
         if what == "power":
             return False
@@ -190,6 +190,7 @@ class _Game:
                 "inputs": self._inputs,
                 "disk": self._disk,
                 "lag": self._lag,
+                "clients": self._clients,
             }[what](life)
         return True
 
@@ -233,6 +234,17 @@ class _Game:
         elif self.world.happens(0.7):
             self.world.bad_inputs.add(name)
         self._tell(f"{name}: the weights change to {'bad' if name in self.world.bad_inputs else 'good'} ones")
+
+    def _clients(self, life: Life) -> None:
+        """Have clients ask every run that the daemon knows, and the gateway tell, perhaps late, what came of it."""
+        for (name, number), run in sorted(self.world.runs.items()):
+            if name not in life.driver.replicas or number > life.driver.replicas[name].last_run:
+                continue
+            serves = run.alive and not run.frozen and not run.zero_tokens and self.world.now >= run.loads_until
+            if serves and self.world.happens(0.7):
+                life.driver.put(name, events.Delivered(number))
+            elif run.process is not None:
+                life.driver.put(name, events.FailedClient(number, "stalled"))
 
     def _disk(self, _life: Life) -> None:
         disk = self.disk

@@ -68,6 +68,7 @@ class Rates:
     term: float
     lag: float
     power: float
+    clients: float
 
 
 def draw(rng: random.Random) -> Rates:
@@ -113,6 +114,7 @@ def draw(rng: random.Random) -> Rates:
         term=weight() / 2,
         lag=weight() / 2,
         power=weight() / 4,
+        clients=weight(),
     )
 
 

@@ -31,7 +31,8 @@ class Config:
     """A models.toml that can be used.
 
     `path` is the file, `declaration` what it says, with the paths of weights and binaries absolute; `metrics_listen`
-    is host and port, or None for no scrape; `weights` is `[weights]` with its defaults filled in, `lock` the lock file
+    is host and port, or None for no scrape; `gateway_listen` are host and port of the gateway's addresses, none where
+    there is no gateway; `weights` is `[weights]` with its defaults filled in, `lock` the lock file
     beside `path`; `warnings` are for the log, each a sentence.
     """
 
@@ -42,6 +43,7 @@ class Config:
     metrics_listen: tuple[str, int] | None
     weights: Settings
     lock: Lock
+    gateway_listen: tuple[tuple[str, int], ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -57,7 +59,7 @@ def load(
     `state_dir` and `runtime_dir` are the command line's and win over environment, file and defaults. Raises
     ConfigError with all problems at once.
     """
-    from modelsupd.config import weights  # noqa: PLC0415 - see _validate
+    from modelsupd.config import gateway, weights  # noqa: PLC0415 - see _validate
     from modelsupd.config.listen import listen_address  # noqa: PLC0415 - the same
 
     host = host or Host.current()
@@ -70,6 +72,7 @@ def load(
     places = choose((daemon.state_dir, daemon.runtime_dir), host, state_dir=state_dir, runtime_dir=runtime_dir)
     problems.extend(socket_path_problem(places, daemon.runtime_dir))
     listen = listen_address(daemon.metrics_listen, problems)
+    problems.extend(gateway.closed(declaration.gateway, places.state_dir))
     lock_file = weights.lock_file(file)
     settings = weights.settings(declaration.weights, host, places.state_dir, lock_file, problems)
     lock = weights.read_lock(lock_file, declaration.models, problems)
@@ -83,7 +86,8 @@ def load(
         metrics_listen=listen,
         weights=settings,
         lock=lock,
-        warnings=tuple(_warnings(file, declaration)),
+        gateway_listen=gateway.addresses(declaration.gateway),
+        warnings=(*_warnings(file, declaration), *gateway.warnings(declaration.gateway, places.state_dir)),
     )
 
 
@@ -169,6 +173,8 @@ def _warnings(file: Path, declaration: Declaration) -> list[str]:
 
 def _missing(declaration: Declaration) -> list[str]:
     named: list[tuple[tuple[str, ...], str | None]] = [(("weights", "token_file"), declaration.weights.token_file)]
+    if declaration.gateway is not None:
+        named += [(("gateway", part), getattr(declaration.gateway, part)) for part in ("tls_cert", "tls_key")]
     for kind, engine in declaration.engines.items():
         named += [(("engines", kind, "binary"), engine.binary), (("engines", kind, "python"), engine.python)]
     for name, model in declaration.models.items():

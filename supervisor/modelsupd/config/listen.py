@@ -1,4 +1,4 @@
-"""Reads a listening address."""
+"""Reads listening addresses."""
 
 from __future__ import annotations
 
@@ -12,6 +12,23 @@ _LAST_PORT = 65535
 _PATH = ("daemon", "metrics_listen")
 
 
+def loopback(host: str) -> bool:
+    """Tell whether an IP address, in digits, is one that only this host reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def host_and_port(value: str) -> tuple[str, int] | None:
+    """Return the host, `localhost` in digits, and port of `HOST:PORT` or `[HOST]:PORT`; None for anything else."""
+    seen = _ADDRESS.fullmatch(value)
+    if not seen or int(seen["port"]) > _LAST_PORT:
+        return None
+    host = seen["v6"] or seen["host"]
+    return "127.0.0.1" if host == "localhost" else host, int(seen["port"])
+
+
 def listen_address(value: str | None, problems: list[Problem]) -> tuple[str, int] | None:
     """Return host and port, or None for no listener ('' or a problem, which is added to `problems`).
 
@@ -19,18 +36,11 @@ def listen_address(value: str | None, problems: list[Problem]) -> tuple[str, int
     """
     if not value:
         return None
-    seen = _ADDRESS.fullmatch(value)
-    if not seen or int(seen["port"]) > _LAST_PORT:
+    seen = host_and_port(value)
+    if seen is None:
         problems.append(Problem(_PATH, value, "must be HOST:PORT, such as '127.0.0.1:9310' or '[::1]:9310'"))
         return None
-    host = seen["v6"] or seen["host"]
-    if host == "localhost":
-        host = "127.0.0.1"
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if not loopback(seen[0]):
         problems.append(Problem(_PATH, value, "must be a loopback address, such as '127.0.0.1:9310'; '' turns it off"))
         return None
-    return host, int(seen["port"])
+    return seen

@@ -27,6 +27,11 @@ def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[
         cache_dir=resolver.path(("weights", "cache_dir"), declaration.weights.cache_dir),
         token_file=resolver.path(("weights", "token_file"), declaration.weights.token_file),
     )
+    gateway = declaration.gateway and replace(
+        declaration.gateway,
+        tls_cert=resolver.path(("gateway", "tls_cert"), declaration.gateway.tls_cert),
+        tls_key=resolver.path(("gateway", "tls_key"), declaration.gateway.tls_key),
+    )
     engines = {
         kind: EngineSpec(
             binary=resolver.binary(("engines", kind, "binary"), engine.binary),
@@ -35,7 +40,7 @@ def absolute(declaration: Declaration, folder: Path, host: Host, problems: list[
         for kind, engine in declaration.engines.items()
     }
     models = {name: resolver.model(name, model) for name, model in declaration.models.items()}
-    return replace(declaration, daemon=daemon, weights=weights, engines=engines, models=models)
+    return replace(declaration, daemon=daemon, weights=weights, gateway=gateway, engines=engines, models=models)
 
 
 def is_path(source: str) -> bool:

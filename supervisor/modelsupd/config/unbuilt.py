@@ -7,7 +7,6 @@ from typing import Any
 
 from modelsupd.core.spec import Problem
 
-GATEWAY = "the gateway is not built yet; clients reach each engine at the endpoint that 'modelsupd status' shows"
 ENGINES = ("vllm",)
 ENGINE = "this engine is not built yet; there are 'llama.cpp', 'llama-cpp-python' and 'command'"
 

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from modelsupd.config import rules, unbuilt, weights, words
-from modelsupd.core.spec import DaemonSpec, Declaration, EngineSpec, ModelSpec, Problem, WeightsSpec
+from modelsupd.config import gateway, rules, unbuilt, weights, words
+from modelsupd.core.spec import DaemonSpec, Declaration, EngineSpec, GatewaySpec, ModelSpec, Problem, WeightsSpec
 
 Entry = TypeVar("Entry")
 Where = tuple[str, ...]
 
 _ADAPTERS: dict[type, pydantic.TypeAdapter[Any]] = {
-    cls: pydantic.TypeAdapter(cls) for cls in (DaemonSpec, EngineSpec, ModelSpec, WeightsSpec)
+    cls: pydantic.TypeAdapter(cls) for cls in (DaemonSpec, EngineSpec, GatewaySpec, ModelSpec, WeightsSpec)
 }
 _SECTIONS = ("daemon", "gateway", "weights", "engines", "models")
 
@@ -32,9 +32,7 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
         for key, value in raw.items()
         if key not in _SECTIONS
     )
-    if "gateway" in raw:
-        problems.append(Problem(("gateway",), raw["gateway"], unbuilt.GATEWAY))
-    sections = {key: _table((key,), raw.get(key, {}), problems) or {} for key in _SECTIONS if key != "gateway"}
+    sections = {key: _table((key,), raw.get(key, {}), problems) or {} for key in _SECTIONS}
     daemon = _entry(DaemonSpec, ("daemon",), sections["daemon"], problems, rules.daemon)
     fetching = _entry(WeightsSpec, ("weights",), sections["weights"], problems, weights.of_weights)
     engines = {}
@@ -54,7 +52,17 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
         if table is not None and (model := _entry(ModelSpec, here, table, problems, rules.of_model(name))):
             models[name] = model
     problems.extend(rules.names(sections["models"], models))
-    return Declaration(daemon=daemon or DaemonSpec(), weights=fetching or WeightsSpec(), engines=engines, models=models)
+    serving = None
+    if isinstance(raw.get("gateway"), dict):
+        known = {*sections["models"], *(alias for model in models.values() for alias in model.aliases)}
+        serving = _entry(GatewaySpec, ("gateway",), sections["gateway"], problems, gateway.of_gateway(known))
+    return Declaration(
+        daemon=daemon or DaemonSpec(),
+        weights=fetching or WeightsSpec(),
+        gateway=serving,
+        engines=engines,
+        models=models,
+    )
 
 
 def _table(where: Where, value: object, problems: list[Problem]) -> dict[str, Any] | None:

@@ -147,6 +147,7 @@ def _unknown_key(cls: type, local: Where, value: object, where: Where) -> str:
 
 def _settings(cls: type, path: Where) -> dict[str, type | None]:
     """Return the keys of the table at `path` below `cls`; for a key that is itself a table of settings, its class."""
+    path = tuple(part for part in path if not part.startswith("["))  # one item of a list of tables is like the others
     hints = get_type_hints(cls)
     found: dict[str, type | None] = {}
     for item in dataclasses.fields(cls):

@@ -54,6 +54,10 @@ class Port(Protocol):
         """Return, by replica, what has changed on disk since its engine was started, in words."""
         ...
 
+    def gateway(self) -> Mapping[str, Any] | None:
+        """Return what `status` tells of the gateway, None where there is none."""
+        ...
+
     def models(self) -> Mapping[str, ModelSpec]:
         """Return what is declared, by name."""
         ...

@@ -12,7 +12,7 @@ from typing import Any
 from modelsupd.control.port import Port
 from modelsupd.control.words import progress_words, rfc3339
 from modelsupd.core.phases import Ready, Replica, Resolving, Starting, Want, phase_name
-from modelsupd.core.spec import Start
+from modelsupd.core.spec import Engine, Start
 from modelsupd.weights.base import Progress
 
 RUNNING = "running"
@@ -30,6 +30,8 @@ def document(port: Port) -> Document:
         name: {"name": name, "engine": str(spec.engine), "rows": []} for name, spec in declared.items()
     }
     for replica in replicas.values():
+        if replica.spec.engine is Engine.GATEWAY:
+            continue
         fallback = {"name": replica.model, "engine": str(replica.spec.engine), "rows": []}
         wanted = replica.want is Want.UP and not replica.removed
         row = _row(replica, port.wall, fetching.get(replica.name), changes.get(replica.name, ""))
@@ -47,6 +49,7 @@ def document(port: Port) -> Document:
         },
         "models": [_model(**entry) for entry in models.values()],
         "gpus": [],
+        "gateway": port.gateway(),
     }
 
 
@@ -65,6 +68,8 @@ def last_known(
     models: dict[str, dict[str, Any]] = {}
     for name in sorted(states, key=_order):
         state = states[name]
+        if state["model"].startswith("@"):
+            continue  # a gateway's, which is no model
         entry = {"name": state["model"], "engine": engines.get(state["model"]), "rows": []}
         wanted = state["want"] == Want.UP and not state["removed"]
         models.setdefault(state["model"], entry)["rows"].append((wanted, _recorded_row(name, state, wall)))
@@ -78,6 +83,7 @@ def last_known(
         },
         "models": [_model(**entry) for entry in models.values()],
         "gpus": [],
+        "gateway": None,
     }
 
 

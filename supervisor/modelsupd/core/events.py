@@ -241,6 +241,21 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """The gateway saw this run deliver something to a client."""
+
+    run: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedClient:
+    """The gateway saw this run fail a client; `words` say how, for people."""
+
+    run: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """The engine's process ended; `failure` is how that reads had it not been asked to.
 
@@ -287,6 +302,8 @@ Event = (
     | Spawned
     | SpawnFailed
     | Probed
+    | Delivered
+    | FailedClient
     | Exited
     | Cleared
     | Stuck

@@ -116,6 +116,16 @@ def observe(pulse: Pulse, seen: Probed, limits: HealthLimits, now: float) -> Pul
     )
 
 
+def delivered(pulse: Pulse, now: float) -> Pulse:
+    """Return the pulse of a ready engine of which a client has got something: no better proof of life is needed."""
+    return replace(pulse, alive_at=now, proven_at=now, failures=0, doubted=False, answered=True, complaint="")
+
+
+def failed_client(pulse: Pulse, words: str, now: float) -> Pulse:
+    """Return the pulse of a ready engine that failed a client: in doubt, until it generates when we ask it to."""
+    return replace(pulse, doubted=True, answered=True, complaint=words, next_at=now)
+
+
 def _delivered(pulse: Pulse, seen: Probed) -> bool:
     if pulse.vitals is None or pulse.vitals.delivered is None or seen.vitals.delivered is None:
         return False

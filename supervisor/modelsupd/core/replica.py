@@ -18,8 +18,10 @@ from modelsupd.core import asked, health
 from modelsupd.core.actions import Kill, Recheck, Spawn, Watch
 from modelsupd.core.events import (
     Cleared,
+    Delivered,
     Event,
     Exited,
+    FailedClient,
     FailureClass,
     Halted,
     Hurried,
@@ -279,6 +281,20 @@ def _probed(replica: Replica, event: Probed, now: float) -> Step:
             return replica, NOTHING
 
 
+def _delivered(replica: Replica, _event: Delivered, now: float) -> Step:
+    # What a gateway tells may be late: of a process that is gone, or on its way out, it says nothing any more.
+    if not isinstance(replica.phase, Ready):
+        return replica, NOTHING
+    return replace(replica, phase=replace(replica.phase, pulse=health.delivered(replica.phase.pulse, now))), NOTHING
+
+
+def _failed_client(replica: Replica, event: FailedClient, now: float) -> Step:
+    if not isinstance(replica.phase, Ready):
+        return replica, NOTHING
+    pulse = health.failed_client(replica.phase.pulse, event.words, now)
+    return replace(replica, phase=replace(replica.phase, pulse=pulse)), NOTHING
+
+
 def _exited(replica: Replica, event: Exited, now: float) -> Step:
     phase = replica.phase
     if not isinstance(phase, Live):
@@ -331,6 +347,8 @@ _HANDLERS: dict[type[Any], Callable[[Replica, Any, float], Step]] = {
     Spawned: _spawned,
     SpawnFailed: _spawn_failed,
     Probed: _probed,
+    Delivered: _delivered,
+    FailedClient: _failed_client,
     Exited: _exited,
     Cleared: _cleared,
     Stuck: _stuck,

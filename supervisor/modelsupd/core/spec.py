@@ -39,6 +39,8 @@ class Engine(StrEnum):
     LLAMA_CPP = "llama.cpp"
     LLAMA_CPP_PYTHON = "llama-cpp-python"
     COMMAND = "command"
+    GATEWAY = "gateway"
+    """modelsupd's own; nobody declares a model of it."""
 
 
 class Start(StrEnum):
@@ -57,7 +59,7 @@ class ProbeRequest(StrEnum):
 
 
 class Capability(StrEnum):
-    """What a model can do; `auto` chooses by it. One that makes vectors makes nothing else, but with `chat` beside it."""
+    """What a model can do, by which `auto` chooses. One with `embedding` generates only where `chat` stands beside it."""
 
     CHAT = "chat"
     IMAGES = "images"

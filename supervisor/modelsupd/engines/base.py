@@ -127,6 +127,7 @@ class Adapter(Protocol):
 def adapter(kind: Engine) -> Adapter:
     """Return the adapter of that kind of engine."""
     from modelsupd.engines.command import CommandAdapter  # noqa: PLC0415 - the adapters themselves import this module
+    from modelsupd.engines.gateway import GatewayAdapter  # noqa: PLC0415 - the same
     from modelsupd.engines.llama_cpp import LlamaCppAdapter  # noqa: PLC0415 - the same
     from modelsupd.engines.llama_cpp_python import LlamaCppPythonAdapter  # noqa: PLC0415 - the same
 
@@ -134,6 +135,7 @@ def adapter(kind: Engine) -> Adapter:
         Engine.LLAMA_CPP: LlamaCppAdapter(),
         Engine.LLAMA_CPP_PYTHON: LlamaCppPythonAdapter(),
         Engine.COMMAND: CommandAdapter(),
+        Engine.GATEWAY: GatewayAdapter(),
     }
     return adapters[kind]
 

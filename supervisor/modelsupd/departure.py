@@ -1,0 +1,65 @@
+"""How the daemon goes: engines first, and what stands before them only when nothing is left to serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from modelsupd.core.events import Halted, Hurried
+from modelsupd.core.fleet import all_still
+from modelsupd.core.phases import Clearing, Killing, Replica
+from modelsupd.runtime.driver import Driver
+
+log = structlog.get_logger("daemon")
+
+#: The signal after so many that asked to hurry is the last one waited for.
+LAST_WARNING = 2
+
+
+async def end_all(
+    driver: Driver,
+    signals: asyncio.Queue[signal.Signals],
+    is_last: Callable[[str], bool],
+    kill_unrecorded: Callable[[], None],
+) -> list[str]:
+    """Stop every replica, those of which `is_last` is true after all others; return what could not be ended.
+
+    Each further signal is one more reason to hurry: skip the drain, kill, and the last one does not wait for the disk.
+    """
+    hurried = 0
+    for last in (False, True):
+
+        def names(last: bool = last) -> list[str]:
+            return [name for name in driver.replicas if is_last(name) is last]
+
+        for name in names():
+            driver.put(name, Halted())
+            for number in range(hurried):
+                driver.put(name, Hurried(kill=number > 0))
+        still = asyncio.create_task(driver.until(lambda replicas, last=last: _over(replicas, is_last, last)))  # type: ignore[misc]  # a default binds the loop's variable
+        while not still.done():
+            next_signal = asyncio.create_task(signals.get())
+            await asyncio.wait({still, next_signal}, return_when=asyncio.FIRST_COMPLETED)
+            if next_signal.done() and next_signal.result() in (signal.SIGTERM, signal.SIGINT):
+                hurried += 1
+                log.info("told to hurry" if hurried == 1 else "told to kill")
+                for name in names():
+                    driver.put(name, Hurried(kill=hurried > 1))
+                if hurried > LAST_WARNING:
+                    kill_unrecorded()
+                    os._exit(1)
+            next_signal.cancel()
+    return [name for name, replica in driver.replicas.items() if not all_still([replica])]
+
+
+def _over(replicas: Mapping[str, Replica], is_last: Callable[[str], bool], last: bool) -> bool:
+    """Tell whether nothing of a stage runs any more but what withstood SIGKILL."""
+    return all(
+        all_still([replica]) or (isinstance(replica.phase, Killing | Clearing) and bool(replica.phase.stuck))
+        for name, replica in replicas.items()
+        if is_last(name) is last
+    )

@@ -1,0 +1,107 @@
+"""What all connections of a worker share: limits, the clock that ends what takes too long, counts, and the pool.
+
+There is one timer for the worker, not one for each connection: every connection carries an instant, and four times a
+second those that have passed are looked for. A round that comes late passes no verdicts: what the others had to say
+meanwhile still lies unread in the sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Protocol
+
+from modelsupd.gateway.base import Limits
+from modelsupd.gateway.exchange import Exchange
+from modelsupd.gateway.upstream import Pool
+
+TICK_S = 0.25
+
+#: A round of the clock that is late by this much says that the worker itself got no CPU.
+_LATE_S = 1.0
+
+#: How long an idle connection is left open once the gateway drains: a request may be on its way on it.
+_DRAINING_IDLE_S = 1.0
+
+Handle = Callable[[Exchange], None]
+"""Handles an exchange, on the loop, at once."""
+
+
+class Timed(Protocol):
+    """A connection of a client, as the clock sees it."""
+
+    deadline: float
+    """When `expire` is to be called; infinite while nothing has to happen."""
+
+    def expire(self) -> None:
+        """End what takes too long."""
+
+    def leave(self, idle_s: float) -> None:
+        """Close once it has been idle for so long."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class Front:
+    """The state of a worker: what its connections have in common."""
+
+    def __init__(self, limits: Limits, handle: Handle, *, tick_s: float = TICK_S) -> None:
+        """Prepare; `start` sets the clock going. Every request that comes whole is given to `handle`."""
+        self.limits = limits
+        self.handle = handle
+        self.pool = Pool(limits)
+        self.connections: set[Timed] = set()
+        self.in_flight = 0
+        self.buffered_bytes = 0
+        self.accepted = 0
+        self.refused: Counter[int] = Counter()
+        self.draining = False
+        self.date = b""
+        self._tick_s = tick_s
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticked_at = 0.0
+        self._id_prefix = os.urandom(8).hex()
+        self._ids = 0
+
+    def start(self) -> None:
+        """Set the clock going."""
+        self._ticked_at = time.monotonic()
+        self._tick()
+
+    def drain(self) -> None:
+        """Close connections as they fall idle, and tell clients so in every answer."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.leave(_DRAINING_IDLE_S)
+
+    def close(self) -> None:
+        """Close everything at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection in list(self.connections):
+            connection.abort()
+        self.pool.close()
+
+    def new_id(self) -> str:
+        """Return an id that no other request has, of this worker or another."""
+        self._ids += 1
+        return f"{self._id_prefix}{self._ids:08x}"
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        late = now - self._ticked_at > self._tick_s + _LATE_S
+        self._ticked_at = now
+        self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
+        self.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        if late:
+            return
+        for connection in list(self.connections):
+            if connection.deadline <= now:
+                connection.expire()
+        self.pool.tick(now)

@@ -1,0 +1,167 @@
+"""What an exchange, its client's connection and its relay ask of one another, and how a relay ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelsupd.gateway.base import EndedBy, Run
+from modelsupd.gateway.parsing import Headers
+
+Pair = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An engine's answer that was held back whole."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFailed:
+    """How a run failed an exchange.
+
+    `kind` is one of `refused`, `closed`, `timeout` (no first byte, or a stall after it), `bad-answer`,
+    `status-5xx-by-dying`; or one of the two that are no evidence against the run: `unable` (the connection could not
+    be made for want of something of our own) and `status` (an answer of 400 or above into a stream that had already
+    begun with a status of ours). With `bytes_sent_to_client == 0` the exchange may be relayed again. `answer` is what
+    the engine said, with the kinds that begin with `status`, where it came whole.
+    """
+
+    kind: str
+    words: str
+    bytes_sent_to_client: int
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a relay ended that did not fail; `bytes` counts the body, `first_byte_at` the first of it, if any.
+
+    `ended_by` is the engine where the answer is whole, the client where it went away, the gateway where we ended it.
+    """
+
+    status: int
+    bytes: int
+    first_byte_at: float | None
+    ended_by: EndedBy
+    words: str
+
+
+class Observer(Protocol):
+    """Sees an engine's answer pass by."""
+
+    def head(self, status: int, headers: Headers) -> None:
+        """See status and headers; once, before any data."""
+
+    def data(self, piece: bytes, /) -> bytes | None:
+        """See a piece of the body. None lets it pass as it is; bytes pass instead of it, none at all if they are empty.
+
+        It is for holding back what is not whole, such as the half of an event; the rest comes with a later piece.
+        """
+
+    def end(self) -> bytes | None:
+        """See the end of a whole answer. Bytes are passed as its last piece: what was held back, or a final event."""
+
+
+class Counter:
+    """The observer that only counts."""
+
+    __slots__ = ("bytes", "ended", "status")
+
+    def __init__(self) -> None:
+        """Count from nothing."""
+        self.bytes = 0
+        self.status = 0
+        self.ended = False
+
+    def head(self, status: int, headers: Headers) -> None:  # noqa: ARG002 - the protocol's
+        """Note the status."""
+        self.status = status
+
+    def data(self, piece: bytes, /) -> bytes | None:
+        """Count."""
+        self.bytes += len(piece)
+        return None
+
+    def end(self) -> bytes | None:
+        """Note the end."""
+        self.ended = True
+        return None
+
+
+Judge = Callable[[Answer], bool]
+"""Tells whether an answer of 5xx is the word of an engine that is dying."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an exchange is to be relayed; see `Exchange.relay`."""
+
+    run: Run
+    path: str | None
+    headers_added: Sequence[Pair]
+    observer: Observer
+    on_failed: Callable[[UpstreamFailed], None]
+    on_done: Callable[[Done], None]
+    first_byte_timeout_s: float
+    stall_s: float
+    judge: Judge | None
+
+
+class Client(Protocol):
+    """The connection that an exchange came by."""
+
+    minor: int
+    """1 with HTTP/1.1, 0 with HTTP/1.0."""
+    paused: bool
+    """The client is slow to take what it has."""
+
+    @property
+    def peer(self) -> str:
+        """Return its address."""
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+
+    def closing(self) -> bool:
+        """Tell whether the connection is closed after the exchange."""
+
+    def close_after(self) -> None:
+        """Close it after the exchange."""
+
+    def ended(self) -> None:
+        """Learn that the exchange's last byte was written."""
+
+    def abort(self) -> None:
+        """Close at once, so that the client sees that it did not get everything."""
+
+    def date(self) -> bytes:
+        """Return the line that tells the time."""
+
+    def release_body(self) -> None:
+        """Learn that the body is not needed any more."""
+
+    def new_id(self) -> str:
+        """Return an id that no other request has."""
+
+
+class Relaying(Protocol):
+    """A relay that runs, as an exchange sees it."""
+
+    @property
+    def over(self) -> bool:
+        """Tell whether it has ended."""
+
+    def cancel(self, ended_by: EndedBy, words: str) -> None:
+        """Close the engine's connection, and report the relay done."""
+
+    def pause(self) -> None:
+        """Take no more from the engine for now."""
+
+    def resume(self) -> None:
+        """Go on."""

@@ -1,0 +1,169 @@
+"""Connections to engines, kept open between requests.
+
+Rules. Idle ones are closed before the engine would: vLLM does after 5 s, and a request that meets that moment is lost.
+What goes wrong for want of something of our own is never held against an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import socket
+import time
+from urllib.parse import urlsplit
+
+from modelsupd.gateway.base import Limits
+from modelsupd.gateway.exchange import Exchange
+from modelsupd.gateway.line import Line
+from modelsupd.gateway.ports import Plan
+from modelsupd.gateway.relay import Relay
+
+#: As many idle connections are kept for each engine.
+MAX_IDLE = 256
+
+#: So long may connecting take. An engine listens on this host: it accepts at once, or its queue is full.
+CONNECT_TIMEOUT_S = 5.0
+_QUEUE_FULL_PAUSE_S = 0.02
+
+_UNIX = "unix:"
+
+#: Errors of connecting that are ours, not the engine's: no descriptors, no memory, no local ports left.
+_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
+
+
+class Pool:
+    """All connections to engines, and the relays that use them."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Start with none."""
+        self.relays: set[Relay] = set()
+        self._limits = limits
+        self._idle: dict[str, list[Line]] = {}
+        self._dialling: set[asyncio.Task[None]] = set()
+
+    @property
+    def idle(self) -> int:
+        """Return how many connections are open and idle."""
+        return sum(map(len, self._idle.values()))
+
+    def relay(self, exchange: Exchange, plan: Plan) -> Relay:
+        """Start a relay."""
+        relay = Relay(exchange, plan, self)
+        relay.start()
+        return relay
+
+    def take(self, endpoint: str) -> Line | None:
+        """Return an idle connection, the one used last first, so that the others can be closed."""
+        lines = self._idle.get(endpoint)
+        while lines:
+            line = lines.pop()
+            if line.usable:
+                return line
+        return None
+
+    def put(self, line: Line) -> None:
+        """Keep a connection for the next request."""
+        lines = self._idle.setdefault(line.endpoint, [])
+        if len(lines) >= MAX_IDLE:
+            line.drop()
+            return
+        line.idle_since = time.monotonic()
+        lines.append(line)
+
+    def forget(self, line: Line) -> None:
+        """Learn that a connection was closed by the engine."""
+        lines = self._idle.get(line.endpoint)
+        if lines and line in lines:
+            lines.remove(line)
+
+    def close(self, endpoint: str | None = None) -> None:
+        """Close idle connections, to one engine or to all. What is in use ends with its answer."""
+        for name in [endpoint] if endpoint is not None else list(self._idle):
+            for line in self._idle.pop(name, []):
+                line.drop()
+
+    def tick(self, now: float) -> None:
+        """Look at the time: relays that are silent, connections that are idle."""
+        for relay in list(self.relays):
+            relay.tick(now, self._limits.write_timeout_s)
+        oldest_at = now - self._limits.upstream_idle_s
+        for endpoint, lines in list(self._idle.items()):
+            while lines and lines[0].idle_since < oldest_at:
+                lines.pop(0).drop()
+            if not lines:
+                del self._idle[endpoint]
+
+    def host(self, endpoint: str) -> bytes:
+        """Return what an engine is called in the Host header."""
+        return _host(endpoint)
+
+    def dial(self, relay: Relay) -> None:
+        """Open a connection and call `relay.ask` with it, or `relay.failed`."""
+        task = asyncio.get_running_loop().create_task(self._dial(relay))
+        relay.dialling = task
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+
+    async def _dial(self, relay: Relay) -> None:
+        line = Line(self, relay.endpoint)
+        failure: tuple[str, str] | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await _connect(relay.endpoint, line)
+        except TimeoutError:
+            failure = ("timeout", f"it accepts no connection within {CONNECT_TIMEOUT_S:g} s")
+        except OSError as error:
+            failure = _kind(error), f"cannot connect: {error.strerror or error}"
+        relay.dialling = None
+        if relay.over:
+            line.drop()
+        elif failure is not None:
+            relay.failed(*failure)
+        elif line.usable:
+            relay.ask(line)
+        else:
+            relay.failed("closed", "connection closed at once")
+
+
+@functools.lru_cache(maxsize=1024)
+def _host(endpoint: str) -> bytes:
+    return b"localhost" if endpoint.startswith(_UNIX) else urlsplit(endpoint).netloc.encode()
+
+
+def _kind(error: OSError) -> str:
+    return "unable" if error.errno in _OURS else "refused"
+
+
+async def _connect(endpoint: str, line: Line) -> None:
+    """Connect, and hand the socket to `line`. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    to_path = endpoint.startswith(_UNIX)
+    sock = socket.socket(socket.AF_UNIX if to_path else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if to_path:
+            await _connect_path(sock, endpoint.removeprefix(_UNIX))
+            await loop.create_unix_connection(lambda: line, sock=sock)
+        else:
+            address = urlsplit(endpoint)
+            await loop.sock_connect(sock, (address.hostname, address.port))
+            await loop.create_connection(lambda: line, sock=sock)
+    except BaseException:
+        line.drop()
+        if not line.made:
+            sock.close()  # else it is the transport's, which closes it
+        raise
+
+
+async def _connect_path(sock: socket.socket, path: str) -> None:
+    """Connect to a path: at once, or as soon as the engine has accepted others before.
+
+    With a full queue this is EAGAIN, which event loops take either for an error of their own or for success.
+    """
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            await asyncio.sleep(_QUEUE_FULL_PAUSE_S)
+        else:
+            return

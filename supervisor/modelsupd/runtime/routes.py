@@ -1,0 +1,99 @@
+"""Makes the gateway's routing table of what the daemon publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from modelsupd.core.phases import (
+    Backoff,
+    Draining,
+    Failed,
+    Ready,
+    Replica,
+    Resolving,
+    Spawning,
+    Starting,
+    Stopped,
+    phase_name,
+)
+from modelsupd.core.spec import ModelSpec
+from modelsupd.gateway.base import Availability, Model, Run
+from modelsupd.weights.base import Progress
+
+#: What a client is told to wait while a model loads, in seconds, where nothing better is known.
+RETRY_AFTER_S = 5.0
+
+
+def models(
+    declared: Mapping[str, ModelSpec], replicas: Mapping[str, Replica], fetching: Mapping[str, Progress], now: float
+) -> tuple[Model, ...]:
+    """Return every configured model, in the configured order, with the runs that may be routed to."""
+    by_model: dict[str, list[Replica]] = {name: [] for name in declared}
+    for replica in replicas.values():
+        if replica.model in by_model:
+            by_model[replica.model].append(replica)
+    return tuple(_model(name, spec, by_model[name], fetching, now) for name, spec in declared.items())
+
+
+def _model(name: str, spec: ModelSpec, replicas: list[Replica], fetching: Mapping[str, Progress], now: float) -> Model:
+    runs = tuple(
+        Run(
+            replica.name, replica.phase.process.run, replica.phase.process.endpoint, isinstance(replica.phase, Draining)
+        )
+        for replica in replicas
+        if isinstance(replica.phase, Ready | Draining)
+    )
+    availability, reason, retry_after_s = _outlook(replicas, fetching, now)
+    limits = spec.gateway
+    return Model(
+        name=name,
+        aliases=spec.aliases,
+        engine=str(spec.engine),
+        availability=availability,
+        reason=reason,
+        retry_after_s=retry_after_s,
+        runs=runs,
+        context_length=limits.context_length or _declared_context(spec),
+        capabilities=limits.capabilities,
+        max_concurrent=limits.max_concurrent,
+        max_queued=limits.max_queued,
+        queue_timeout_s=limits.queue_timeout_s,
+        start_wait_s=limits.start_wait_s,
+        stream_stall_s=limits.stream_stall_s,
+        first_byte_timeout_s=limits.first_byte_timeout_s,
+    )
+
+
+def _outlook(replicas: list[Replica], fetching: Mapping[str, Progress], now: float) -> tuple[Availability, str, float]:
+    """Return what can be expected of a model: the best of its replicas."""
+    if any(isinstance(replica.phase, Ready) for replica in replicas):
+        return Availability.READY, "", 0.0
+    for replica in replicas:
+        if isinstance(replica.phase, Resolving | Spawning | Starting):
+            progress = fetching.get(replica.name)
+            part = ""
+            if progress is not None and progress.total_bytes:
+                part = f": fetching weights, {100 * progress.done_bytes // progress.total_bytes} %"
+            return Availability.LOADING, f"loading{part}", RETRY_AFTER_S
+    for replica in replicas:
+        if isinstance(replica.phase, Backoff):
+            wait_s = max(1.0, replica.phase.until - now)
+            return Availability.LOADING, f"starts again soon; {replica.phase.failure.kind}", wait_s
+    for replica in replicas:
+        if isinstance(replica.phase, Failed):
+            wait_s = 60.0 if replica.phase.retry_at is None else max(1.0, replica.phase.retry_at - now)
+            failure = replica.phase.failure
+            return Availability.FAILED, f"failed: {failure.kind}: {failure.detail}", wait_s
+    if any(replica.runs_wanted and not isinstance(replica.phase, Stopped) for replica in replicas):
+        return Availability.LOADING, "is being replaced", RETRY_AFTER_S
+    phase = phase_name(replicas[0].phase) if replicas else "stopped"
+    return Availability.DOWN, f"{phase}; an operator starts it", 60.0
+
+
+def _declared_context(spec: ModelSpec) -> int | None:
+    """Return the context that the engine is started with, where its flags say it."""
+    for flag in ("ctx_size", "ctx-size", "n_ctx", "max_model_len", "max-model-len"):
+        value = spec.args.get(flag)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return None
