@@ -138,7 +138,6 @@ def test_a_wrong_setting_is_named_with_its_value_and_why(tmp_path: Path, setting
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[gateway]\nlisten = ''", "gateway: the gateway is not built yet"),
         ("[engines.vllm]\npython = 'x'", "engines.vllm: this engine is not built yet"),
         ("[models.m]\nengine = 'vllm'\nargs.max_model_len = 4", "models.m.engine = 'vllm': this engine is not built"),
         (f"[models.m]\n{MODEL}gpus = 1", "models.m.gpus = 1: placement on GPUs is not built yet"),

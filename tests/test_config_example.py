@@ -12,7 +12,7 @@ import tomli
 
 from configs import host
 from modelsupd.config import load, schema
-from modelsupd.core.spec import DaemonSpec, EngineSpec, ModelSpec, WeightsSpec
+from modelsupd.core.spec import DaemonSpec, EngineSpec, GatewaySpec, ModelSpec, WeightsSpec
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -31,6 +31,7 @@ def test_the_example_shows_every_setting_at_its_default() -> None:
     elsewhere = {name: other[name] for name in ("command", "allow", "ignore")} | {"python": bound["python"]}
     expected = {
         ("daemon",): (DaemonSpec, shown["daemon"]),
+        ("gateway",): (GatewaySpec, shown["gateway"]),
         ("models", "tiny"): (ModelSpec, {**tiny, **elsewhere}),
         ("weights",): (WeightsSpec, shown["weights"]),
         ("engines",): (EngineSpec, {**shown["engines"]["llama.cpp"], **shown["engines"]["llama-cpp-python"]}),
@@ -59,7 +60,7 @@ def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() ->
     made = schema()
     json.dumps(made)
     tables = [made, *(table for table in made["$defs"].values() if "properties" in table)]
-    assert len(tables) == 10
+    assert len(tables) == 15
     for table in tables:
         assert table["additionalProperties"] is False
         for name, setting in table["properties"].items():

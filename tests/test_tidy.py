@@ -48,13 +48,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "engines": "core",
         "weights": "core errors",
         "config": "core engines errors weights",
-        "runtime": "core engines weights errors runtime.shim",
+        "runtime": "core engines weights errors runtime.shim gateway.base gateway.channel gateway.wire",
         "runtime.shim": "",
         # Of control only the port, through which it reads what was published.
         "metrics": "core control errors weights.base",
         "narrator": "core weights.base",
         "adoption": "core runtime",
         "rounds": "core runtime",
+        "departure": "core runtime",
+        "followers": "runtime",
+        "gatekeeper": "config core gateway runtime",
         "control": "core errors weights.base",
         "gateway": "core errors",
         # `run` starts the daemon, `reap` and `journal` work without one; the other verbs speak with it.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import signal
 import time
@@ -34,6 +33,7 @@ from modelsupd.core.spec import ModelSpec, launch_digest
 from modelsupd.departure import end_all
 from modelsupd.engines.base import adapter
 from modelsupd.errors import ModelsupdError, Refused
+from modelsupd.followers import Followers
 from modelsupd.gatekeeper import Gatekeeper, is_gateway
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
@@ -44,7 +44,7 @@ from modelsupd.runtime.effects import RuntimeEffects
 from modelsupd.runtime.fetching import Fetches
 from modelsupd.runtime.identity import boot_id
 from modelsupd.runtime.inputs import Stock
-from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable, history
+from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable
 from modelsupd.runtime.paths import LockedError, hold
 from modelsupd.runtime.process import Processes
 from modelsupd.runtime.systemd import Notifier
@@ -53,10 +53,6 @@ from modelsupd.weights.base import FileDone, Progress
 log = structlog.get_logger("daemon")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-
-#: Records that wait for one who follows the journal before it is given up, and those read from disk at a time.
-FOLLOWER_RECORDS = 10_000
-HISTORY_PIECE = 1000
 
 _COMMANDS: Mapping[str, Callable[[str], Event]] = {"start": StartAsked, "stop": StopAsked, "restart": RestartAsked}
 
@@ -111,7 +107,7 @@ class Daemon:
             lambda: Stock(self._config.weights, self._config.lock),
         )
         self._metrics = Metrics(self, self._processes)
-        self._followers: set[asyncio.Queue[Mapping[str, Any]]] = set()
+        self._followers = Followers(config.state_dir / "journal")
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._leaving = False
         self._driver: Driver
@@ -357,26 +353,9 @@ class Daemon:
         argv, env = self._processes.filled(launch, known.process)
         return LaunchPlan(argv, env, frozenset(known.spec.env))
 
-    async def records(self, after_seq: int) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written.
-
-        Ends where the reader is too slow to follow; it can ask again from where it is.
-        """
-        queue: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue(FOLLOWER_RECORDS)
-        self._followers.add(queue)
-        try:
-            last = after_seq
-            kept = history(self.state_dir / "journal", after_seq=after_seq)
-            while pieces := await asyncio.to_thread(lambda: list(itertools.islice(kept, HISTORY_PIECE))):
-                for record in pieces:
-                    last = max(last, record["seq"])
-                    yield record
-            while not queue.full():
-                new = await queue.get()
-                if new["seq"] > last:
-                    yield new
-        finally:
-            self._followers.discard(queue)
+    def records(self, after_seq: int) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written."""
+        return self._followers.records(after_seq)
 
     def _put(self, name: str, event: Event) -> None:
         if name in self._driver.replicas:
@@ -407,6 +386,4 @@ class Daemon:
 
     def recorded(self, seq: int, body: Mapping[str, Any]) -> None:
         """Pass a record on to those who follow the journal."""
-        for queue in self._followers:
-            if not queue.full():
-                queue.put_nowait({"v": 1, "seq": seq, **body})
+        self._followers.recorded(seq, body)

@@ -14,6 +14,8 @@ import pytest
 from hosts import Host, alive, fake_model, host
 from waiting import until
 
+pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
+
 #: What a container's runtime does, as far as init is concerned.
 NAMESPACES = ["--pid", "--fork", "--mount-proc", "--kill-child"]
 

@@ -105,6 +105,7 @@ def test_weights_are_fetched_verified_and_then_start_without_a_hub(place: Path, 
         assert len(hub.requests) == requests
 
 
+@pytest.mark.real
 def test_a_stop_keeps_what_was_fetched_and_a_start_goes_on_from_there(place: Path, hub: MockHub, repo: Repo) -> None:
     hub.faults[NAME] = Stall(after=SIZE // 4)
     with host(place, declared(place, hub)) as daemon:
@@ -119,6 +120,7 @@ def test_a_stop_keeps_what_was_fetched_and_a_start_goes_on_from_there(place: Pat
         assert hub.body_bytes_sent - before < repo.file(FILE).size
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_daemon_that_ends_ends_its_worker_and_the_next_one_goes_on(
     place: Path, hub: MockHub, repo: Repo, number: signal.Signals
@@ -135,6 +137,7 @@ def test_a_daemon_that_ends_ends_its_worker_and_the_next_one_goes_on(
         assert hub.body_bytes_sent - before < repo.file(FILE).size
 
 
+@pytest.mark.real
 def test_a_worker_that_is_killed_is_no_failure_of_the_model(place: Path, hub: MockHub, repo: Repo) -> None:
     hub.faults[NAME] = Stall(after=SIZE // 4)
     with host(place, declared(place, hub)) as daemon:
@@ -166,6 +169,7 @@ def test_a_flipped_byte_is_found_moved_aside_and_fetched_again(place: Path, hub:
         assert any(found.read_bytes() == bytes(spoiled) for found in kept)
 
 
+@pytest.mark.real
 def test_a_flipped_byte_without_a_hub_starts_nothing_and_says_both_digests(
     place: Path, hub: MockHub, repo: Repo
 ) -> None:
@@ -185,6 +189,7 @@ def test_a_flipped_byte_without_a_hub_starts_nothing_and_says_both_digests(
         assert f"expected sha256 {repo.file(FILE).sha256}" in daemon.said()
 
 
+@pytest.mark.real
 def test_wrong_bytes_of_the_hub_are_never_loaded(place: Path, hub: MockHub, repo: Repo) -> None:
     hub.faults[NAME] = Wrong(at=SIZE // 2)
     with host(place, declared(place, hub)) as daemon:
@@ -195,6 +200,7 @@ def test_wrong_bytes_of_the_hub_are_never_loaded(place: Path, hub: MockHub, repo
         assert failed["pid"] is None
 
 
+@pytest.mark.real
 def test_what_the_hub_does_not_have_is_said_and_found_later(place: Path, hub: MockHub) -> None:
     model = of_hub(extra="").replace("backoff_initial_s", "cool_down_s = 0.5\nbackoff_initial_s")
     with host(place, declared(place, hub, model)) as daemon:
@@ -219,6 +225,7 @@ def test_offline_names_what_is_missing_and_how_to_bring_it(place: Path, hub: Moc
         assert f"{FILE}; where there is a network, 'modelsupd pull'" in failed["reason"]
 
 
+@pytest.mark.real
 def test_replicas_share_one_fetch_and_models_wait_for_one_another(place: Path, hub: MockHub, repo: Repo) -> None:
     hub.add("org/n", {FILE: small_gguf(1, size_bytes=SIZE)}, lfs={FILE})
     hub.faults[NAME] = hub.faults[f"org/n/{FILE}"] = Stall(after=SIZE // 4)
@@ -235,6 +242,7 @@ def test_replicas_share_one_fetch_and_models_wait_for_one_another(place: Path, h
         assert repo.file(FILE).size <= hub.body_bytes_sent < 4 * SIZE
 
 
+@pytest.mark.real
 def test_an_interrupted_transfer_goes_on_within_the_same_start(place: Path, hub: MockHub, repo: Repo) -> None:
     hub.faults[NAME] = Drop(after=SIZE // 8, times=3)
     hub.faults["org/m"] = Status(status=503, times=1)
@@ -277,6 +285,7 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_goes_on_when_there_is_spa
         assert repo.file(FILE).size
 
 
+@pytest.mark.real
 def test_a_token_opens_what_is_private_and_is_seen_nowhere_else(place: Path, hub: MockHub) -> None:
     secret = "hf_SECRETsecret0123456789"  # noqa: S105 - opens the mock alone
     hub.add("org/m", {FILE: small_gguf()}, lfs={FILE}, token=secret)

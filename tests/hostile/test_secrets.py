@@ -10,9 +10,13 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 import fake_engine
 from hosts import Host, fake_model, host, settled, small_gguf
 from waiting import until
+
+pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
 
 #: Words that stand for themselves alone.
 IN_ENV = "env-3f9c2a71d4"

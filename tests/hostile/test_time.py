@@ -18,6 +18,8 @@ import pytest
 from hosts import QUICK, Host, fake_model, host, whys
 from waiting import until
 
+pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
+
 SOURCE = Path(__file__).parent / "skewed_clock.c"
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S

@@ -23,6 +23,8 @@ PARTS = {
     "actions": """
 from dataclasses import dataclass
 
+pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
+
 @dataclass
 class Start:
     run: int

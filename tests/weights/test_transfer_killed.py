@@ -24,6 +24,8 @@ from modelsupd.weights.base import Stopped
 from modelsupd.weights.parts import PART_SUFFIX, RECORD_SUFFIX
 from waiting import until
 
+pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
+
 MIB = 1 << 20
 KILLS = 50
 

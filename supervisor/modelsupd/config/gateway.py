@@ -59,7 +59,7 @@ def closed(spec: GatewaySpec | None, state_dir: Path) -> Iterator[Problem]:
         return
     for value in _listed(spec):
         seen = host_and_port(value)
-        if seen and spec.enabled and not loopback(seen[0]):
+        if seen and spec.enabled and _is_ip(seen[0]) and not loopback(seen[0]):
             why = (
                 "whoever reaches it would be served, for there is no key: make one ('modelsupd key add NAME'),"
                 " listen on loopback, or set open_to_network = true"

@@ -14,6 +14,7 @@ from modelsupd.core.spec import (
     AutoRule,
     DaemonSpec,
     Declaration,
+    Engine,
     EngineSpec,
     GatewayLimits,
     GatewaySpec,
@@ -82,6 +83,7 @@ def schema() -> dict[str, Any]:
     made["properties"]["engines"]["propertyNames"] = {"enum": ["llama.cpp", "llama-cpp-python"]}
     # Editors accept only what `load` accepts, and `load` refuses what is not built yet.
     made["$defs"]["ModelSpec"]["properties"]["gpus"]["maximum"] = 0
+    made["$defs"]["Engine"]["enum"].remove(Engine.GATEWAY)  # nobody declares a model of it
     made["$defs"]["ModelSpec"]["properties"]["sha256"]["pattern"] = f"^{SHA256.pattern}$"
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

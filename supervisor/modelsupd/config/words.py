@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import pydantic
 
 from modelsupd.config import unbuilt
-from modelsupd.core.spec import Engine, ModelSpec, Problem
+from modelsupd.core.spec import Engine, GatewaySpec, ModelSpec, Problem
 
 Where = tuple[str, ...]
 
@@ -36,6 +36,7 @@ _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
     "less_than_equal": ("at most", "le"),
 }
+_LISTEN = "must be an address such as '127.0.0.1:8080', or a list of them"
 _ARGUMENT = "must be a string, a number, true, false, or a list of strings and numbers"
 
 
@@ -100,14 +101,18 @@ def of_pydantic(cls: type, where: Where, raw: Mapping[str, Any], error: pydantic
     seen: set[Where] = set()
     for found in error.errors(include_url=False, include_context=True, include_input=True):
         local = tuple(f"[{part}]" if isinstance(part, int) else part for part in found["loc"])
-        if cls is ModelSpec and local[:1] == ("args",) and len(local) > 1:
-            local = local[:2]
+        # Of a union, pydantic names the alternative too.
+        union = _LISTEN if cls is GatewaySpec and local[:1] == ("listen",) else ""
+        if union:
+            local = local[:1]
+        elif cls is ModelSpec and local[:1] == ("args",) and len(local) > 1:
+            local, union = local[:2], _ARGUMENT
         if local in seen:
             continue
         seen.add(local)
         value = _value_at(raw, local)
-        if cls is ModelSpec and local[:1] == ("args",) and len(local) > 1:
-            why = _ARGUMENT
+        if union:
+            why = union
         elif found["type"] == "unexpected_keyword_argument":
             why = _unknown_key(cls, local, value, where)
         else:

@@ -17,6 +17,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from modelsupd.gateway import metrics
 
@@ -79,9 +80,8 @@ class _Asked(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream's always is
-        self._transport = transport
-        self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_S, transport.abort)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by birth
+        self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
         if self._answered:

@@ -196,6 +196,11 @@ def _prefix_chars(rest: str, name: str) -> int | None:
     return at
 
 
+def unquoted(name: str) -> str:
+    """Return a model's name as it stands in a path, decoded."""
+    return unquote(name)
+
+
 def model_in_query(query: str) -> str | None:
     """Return the model that a request without a body names as `?model=`."""
     try:

@@ -290,12 +290,12 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange = Exchange(
             self,
             front.pool,
-            method=reader.method,
-            path=reader.path,
-            query=reader.query,
-            headers=reader.headers,
-            body=reader.take_body(),
-            started_at=self._since,
+            reader.method,
+            reader.path,
+            reader.query,
+            reader.headers,
+            reader.take_body(),
+            self._since,
         )
         self._dispatching = True
         try:

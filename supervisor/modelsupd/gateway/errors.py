@@ -68,12 +68,26 @@ def dump(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+def message_in(body: bytes) -> str:
+    """Return what an engine's answer of an error says to its client; empty where it says nothing in a known shape."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return ""
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
+
+
 def not_found(asked: str, names: Sequence[str]) -> Trouble:
     """Return that there is no such model, with those that there are."""
+    return Trouble(404, "model_not_found", f"there is no model '{asked}' here; {known(names)}")
+
+
+def known(names: Sequence[str]) -> str:
+    """Return which models there are, in words."""
     shown = ", ".join(f"'{name}'" for name in names[:_MAX_NAMES])
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    known = f"there are {shown}{more}" if names else "there are none"
-    return Trouble(404, "model_not_found", f"there is no model '{asked}' here; {known}")
+    return f"there are {shown}{more}" if names else "there are none"
 
 
 def not_ready(name: str, reason: str, retry_after_s: float) -> Trouble:

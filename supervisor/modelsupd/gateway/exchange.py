@@ -24,7 +24,6 @@ from modelsupd.gateway.ports import (
     Judge,
     Observer,
     Pair,
-    Plan,
     Relaying,
     UpstreamFailed,
 )
@@ -35,37 +34,29 @@ __all__ = ["Answer", "Counter", "Done", "Exchange", "Observer", "Relays", "Upstr
 class Relays(Protocol):
     """Starts relays: the pool of connections to engines."""
 
-    def relay(self, exchange: Exchange, plan: Plan) -> Relaying:
-        """Start one."""
+    def relay(self, exchange: Exchange, run: Run, path: str | None, headers_added: Sequence[Pair]) -> Relaying:
+        """Prepare one."""
 
 
 class Exchange:
     """One request and its answer. All methods are called on the loop, and return at once."""
 
-    __slots__ = (
-        "_began",
-        "_chunked",
-        "_client",
-        "_ended",
-        "_on_gone",
-        "_relay",
-        "_relays",
-        "_request_id",
-        "body",
-        "client_gone",
-        "headers",
-        "method",
-        "path",
-        "query",
-        "sent_bytes",
-        "started_at",
-    )
+    client_gone = False
+    sent_bytes = 0
+    """Of everything, heads and framing with it."""
 
-    def __init__(  # noqa: PLR0913 - what a request consists of
+    # These stand in the class since most exchanges never change most of them.
+    _relay: Relaying | None = None
+    _on_gone: Callable[[], None] | None = None
+    _request_id: str | None = None
+    _began = False
+    _chunked = False
+    _ended = False
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a request consists of; and names cost time on every request
         self,
         client: Client,
         relays: Relays,
-        *,
         method: str,
         path: str,
         query: str,
@@ -76,20 +67,12 @@ class Exchange:
         """Hold a request that came whole. `body` is let go once an engine's answer has begun."""
         self._client = client
         self._relays = relays
-        self._relay: Relaying | None = None
-        self._on_gone: Callable[[], None] | None = None
-        self._request_id: str | None = None
-        self._began = False
-        self._chunked = False
-        self._ended = False
-        self.client_gone = False
         self.method = method
         self.path = path
         self.query = query
         self.headers = headers
         self.body = body
         self.started_at = started_at
-        self.sent_bytes = 0
 
     @property
     def request_id(self) -> str:
@@ -199,13 +182,13 @@ class Exchange:
         `path` (with a query) takes the place of the request's own. `headers_added` stand in the answer. An answer of
         500, 502, 503 or 504 is held back until `judge` has seen it; without one it is judged by its words.
         """
-        self._stop_relay("the gateway chose another run")
+        if self._relay is not None:
+            self._stop_relay("the gateway chose another run")
         if self._ended:
             return
-        plan = Plan(run, path, headers_added, observer, on_failed, on_done, first_byte_timeout_s, stall_s, judge)
-        relay = self._relays.relay(self, plan)
-        if not relay.over:
-            self._relay = relay
+        relay = self._relays.relay(self, run, path, headers_added)
+        self._relay = relay
+        relay.start(observer, on_failed, on_done, first_byte_timeout_s, stall_s, judge)
 
     # What relays and connections call
 

@@ -98,7 +98,7 @@ class Front:
         late = now - self._ticked_at > self._tick_s + _LATE_S
         self._ticked_at = now
         self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
-        self.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        self.date = f"date: {formatdate(usegmt=True)}".encode()
         if late:
             return
         for connection in list(self.connections):

@@ -22,7 +22,7 @@ _MAX_HEADERS = 256
 
 _FINAL = 200
 
-#: Headers of the connection to the engine (RFC 9110, 7.6.1).
+#: Headers that go no further: those of the connection to the engine (RFC 9110, 7.6.1), for one.
 _SKIPPED = frozenset(
     {
         b"connection",
@@ -33,6 +33,14 @@ _SKIPPED = frozenset(
         b"te",
         b"trailer",
         b"upgrade",
+        # What an engine says of other origins does not hold for the gateway's.
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-allow-origin",
+        b"access-control-allow-private-network",
+        b"access-control-expose-headers",
+        b"access-control-max-age",
     }
 )
 
@@ -62,10 +70,10 @@ class Line(asyncio.Protocol):
         "_in_chunk",
         "_interim",
         "_keep",
+        "_keeper",
         "_open",
         "_parser",
         "_paused",
-        "_keeper",
         "_relay",
         "_surplus",
         "_trailed",
@@ -92,7 +100,7 @@ class Line(asyncio.Protocol):
         self.made = False
         self.reused = False
         self.pieces: list[bytes] = []
-        self.pairs: list[tuple[bytes, bytes, bytes]] = []
+        self.pairs: list[tuple[bytes, bytes]] = []
         self._keeper = keeper
         self._relay: Relay | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -247,7 +255,7 @@ class Line(asyncio.Protocol):
         elif key not in _SKIPPED:
             if len(self.pairs) >= _MAX_HEADERS:
                 raise _BrokenError(f"more than {_MAX_HEADERS} headers")
-            self.pairs.append((key, name, value))
+            self.pairs.append((key, value))
 
     def on_headers_complete(self) -> None:
         """Note the status; an informational one is not the answer."""

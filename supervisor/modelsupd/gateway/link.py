@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
@@ -85,7 +86,7 @@ class Link:
 
     def evidence(self, run: str, kind: str, words: str) -> None:
         """Tell the daemon that a run failed a client; at once, or as soon as it is there."""
-        message = wire.Evidence(run=run, kind=str(kind), words=words, at=self._loop.time())
+        message = wire.Evidence(run=run, kind=str(kind), words=words, at=time.monotonic())
         if self._channel is not None and self._welcomed:
             self._channel.send(message)
         else:

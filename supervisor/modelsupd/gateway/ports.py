@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from modelsupd.gateway.base import EndedBy, Run
+from modelsupd.gateway.base import EndedBy
 from modelsupd.gateway.parsing import Headers
 
 Pair = tuple[bytes, bytes]
@@ -98,21 +98,6 @@ Judge = Callable[[Answer], bool]
 """Tells whether an answer of 5xx is the word of an engine that is dying."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How an exchange is to be relayed; see `Exchange.relay`."""
-
-    run: Run
-    path: str | None
-    headers_added: Sequence[Pair]
-    observer: Observer
-    on_failed: Callable[[UpstreamFailed], None]
-    on_done: Callable[[Done], None]
-    first_byte_timeout_s: float
-    stall_s: float
-    judge: Judge | None
-
-
 class Client(Protocol):
     """The connection that an exchange came by."""
 
@@ -151,11 +136,18 @@ class Client(Protocol):
 
 
 class Relaying(Protocol):
-    """A relay that runs, as an exchange sees it."""
+    """A relay, as an exchange sees it."""
 
-    @property
-    def over(self) -> bool:
-        """Tell whether it has ended."""
+    def start(
+        self,
+        observer: Observer,
+        on_failed: Callable[[UpstreamFailed], None],
+        on_done: Callable[[Done], None],
+        first_byte_timeout_s: float,
+        stall_s: float,
+        judge: Judge | None,
+    ) -> None:
+        """Send the request."""
 
     def cancel(self, ended_by: EndedBy, words: str) -> None:
         """Close the engine's connection, and report the relay done."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from modelsupd.gateway import parsing
 from modelsupd.gateway.base import EndedBy
 from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.parsing import Headers
-from modelsupd.gateway.ports import Answer, Done, Plan, UpstreamFailed
+from modelsupd.gateway.ports import Answer, Done, Judge, Observer, Pair, UpstreamFailed
 
 #: An answer of 5xx is held back up to this size; a longer one is no error message.
 MAX_HELD_BYTES = 65536
@@ -45,8 +46,8 @@ class EngineLine(Protocol):
     status: int
     """Of the answer's head, 0 until that is complete."""
     pieces: list[bytes]
-    pairs: list[tuple[bytes, bytes, bytes]]
-    """Each header of the answer: name in lower case, name, value; those that frame it left out."""
+    pairs: list[Pair]
+    """The headers of the answer, names in lower case; those that frame it left out."""
     length: bytes | None
     """The Content-Length, as it came."""
     whole: bool
@@ -90,82 +91,77 @@ class Lines(Protocol):
 class Relay:
     """One attempt at an exchange."""
 
-    __slots__ = (
-        "_body_bytes",
-        "_first_byte_at",
-        "_headed",
-        "_held",
-        "_lacking_bytes",
-        "_line",
-        "_lines",
-        "_over",
-        "_paused_since",
-        "_payload",
-        "_plan",
-        "_quiet_since",
-        "_redialled",
-        "_status",
-        "dialling",
-        "exchange",
-        "moved",
-    )
+    moved = False
+    """Something came since the clock last looked."""
+    over = False
+    dialling: asyncio.Task[None] | None = None
 
-    def __init__(self, exchange: Exchange, plan: Plan, lines: Lines) -> None:
+    # These stand in the class since most relays never change most of them.
+    _line: EngineLine | None = None
+    _held: list[bytes] | None = None
+    _headed = False
+    _lacking_bytes = 0
+    _streaming = False
+    """The client gets chunks."""
+    _redialled = False
+    _status = 0
+    _body_bytes = 0
+    _first_byte_at: float | None = None
+    _paused_since: float | None = None
+
+    def __init__(
+        self, exchange: Exchange, lines: Lines, endpoint: str, path: str | None, headers_added: Sequence[Pair]
+    ) -> None:
         """Prepare; `start` begins."""
         self.exchange = exchange
-        self.moved = False
-        self.dialling: asyncio.Task[None] | None = None
-        self._plan = plan
+        self.endpoint = endpoint
         self._lines = lines
-        self._line: EngineLine | None = None
-        self._held: list[bytes] | None = None
-        self._headed = False
-        self._over = False
-        self._lacking_bytes = 0
-        self._redialled = False
-        self._status = 0
-        self._body_bytes = 0
-        self._first_byte_at: float | None = None
-        self._paused_since: float | None = None
-        self._quiet_since = time.monotonic()
-        path = plan.path
-        if path is None:
-            path = f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path
-        host = lines.host(plan.run.endpoint)
-        self._payload = parsing.request_head(exchange.method, path, exchange.headers, host, len(exchange.body))
+        self._path = path
+        self._headers_added = headers_added
 
-    @property
-    def endpoint(self) -> str:
-        """Return where the run listens."""
-        return self._plan.run.endpoint
-
-    @property
-    def over(self) -> bool:
-        """Tell whether it has ended."""
-        return self._over
-
-    def start(self) -> None:
+    def start(
+        self,
+        observer: Observer,
+        on_failed: Callable[[UpstreamFailed], None],
+        on_done: Callable[[Done], None],
+        first_byte_timeout_s: float,
+        stall_s: float,
+        judge: Judge | None,
+    ) -> None:
         """Send the request, on a connection that is there or on a new one."""
-        self._lines.relays.add(self)
+        self._observer = observer
+        self._on_failed = on_failed
+        self._on_done = on_done
+        self._first_byte_timeout_s = first_byte_timeout_s
+        self._stall_s = stall_s
+        self._judge = judge
+        self._quiet_since = time.monotonic()
+        lines = self._lines
+        lines.relays.add(self)
         if self.exchange.client.paused:
             self._paused_since = self._quiet_since
-        line = self._lines.take(self.endpoint)
+        line = lines.take(self.endpoint)
         if line is None:
-            self._lines.dial(self)
+            lines.dial(self)
         else:
             self.ask(line)
 
     def ask(self, line: EngineLine) -> None:
         """Send the request on a connection."""
+        exchange, path = self.exchange, self._path
+        if path is None:
+            path = f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path
         self._line = line
         line.begin(self)
         if self._paused_since is not None:
             line.pause()
-        body = self.exchange.body
+        body = exchange.body
+        host = self._lines.host(self.endpoint)
+        head = parsing.request_head(exchange.method, path, exchange.headers, host, len(body))
         if len(body) <= _JOIN_BYTES:
-            line.transport.write(self._payload + body)
+            line.transport.write(head + body)
         else:
-            line.transport.write(self._payload)
+            line.transport.write(head)
             line.transport.write(body)
 
     # What the connection tells
@@ -191,7 +187,7 @@ class Relay:
     def lost(self, words: str) -> None:
         """Learn that the connection is gone before the answer was complete."""
         line = self._line
-        if line is not None and line.reused and not line.heard and not self._redialled and not self._over:
+        if line is not None and line.reused and not line.heard and not self._redialled and not self.over:
             self._redialled = True
             self._line = None
             self._lines.dial(self)
@@ -204,16 +200,16 @@ class Relay:
 
     def failed(self, kind: str, words: str, answer: Answer | None = None) -> None:
         """End it as the run's failure, or ours."""
-        if self._over:
+        if self.over:
             return
         self._close()
-        self._plan.on_failed(UpstreamFailed(kind, words, self.exchange.sent_bytes, answer))
+        self._on_failed(UpstreamFailed(kind, words, self.exchange.sent_bytes, answer))
 
     # What the exchange tells
 
     def cancel(self, ended_by: EndedBy, words: str) -> None:
         """Close the engine's connection, and report the relay done."""
-        if not self._over:
+        if not self.over:
             self._close()
             self._done(ended_by, words)
 
@@ -241,7 +237,7 @@ class Relay:
             self.moved = False
             self._quiet_since = now
             return
-        limit_s = self._plan.stall_s if self._first_byte_at is not None else self._plan.first_byte_timeout_s
+        limit_s = self._stall_s if self._first_byte_at is not None else self._first_byte_timeout_s
         if now - self._quiet_since > limit_s:
             what = "nothing more" if self._first_byte_at is not None else "no first byte of an answer"
             self.failed("timeout", f"{what} within {limit_s:g} s")
@@ -255,12 +251,14 @@ class Relay:
     def _begin(self, line: EngineLine) -> bytes:
         """Begin the answer to the client; return what goes before its body."""
         exchange = self.exchange
+        client = exchange.client
         status = line.status
         self._first_byte_at = time.monotonic()
         exchange.body = b""
-        exchange.client.release_body()
-        self._plan.observer.head(status, Headers([(key, value) for key, _, value in line.pairs]))
-        if exchange.began or self._over:
+        client.release_body()
+        self._observer.head(status, Headers(line.pairs))
+        if exchange.began or self.over:
+            self._streaming = exchange.can_finish and client.minor == 1
             return b""
         bodiless = exchange.method == "HEAD" or status in (204, 304)
         if line.length is not None and status != 204:  # noqa: PLR2004 - No Content has no length (RFC 9110, 8.6)
@@ -270,45 +268,47 @@ class Relay:
         else:
             framing = exchange.stream_framing()
         exchange.begin(chunked=line.length is None and not bodiless)
-        return parsing.answer_head(status, line.pairs, self._plan.headers_added, framing)
+        self._streaming = exchange.can_finish and client.minor == 1
+        return parsing.answer_head(status, line.pairs, self._headers_added, framing)
 
     def _pass(self, line: EngineLine, out: bytes, data: bytes) -> None:
         """Pass on the pieces that came, behind the head if there is one, and end with the answer."""
-        if self._over:
+        if self.over:
             return
-        exchange = self.exchange
         pieces = line.pieces
-        whole = line.whole
-        for index, piece in enumerate(pieces):
-            self._body_bytes += len(piece)
-            instead = self._plan.observer.data(piece)
-            if self._over:
-                return
-            if instead is not None:
-                pieces[index] = instead
-                whole = False
-                self._lacking_bytes += len(piece) - len(instead)
-        complete = line.complete
-        if complete:
-            tail = self._plan.observer.end()
-            if self._over:
-                return
-            if tail:
-                pieces.append(tail)
-                whole = False
-                self._lacking_bytes -= len(tail)
-        client = exchange.client
-        if not exchange.can_finish or not client.minor:  # its length is promised, or it ends by closing
+        passed = self._observed(pieces, complete=line.complete)
+        if self.over:
+            return
+        if not self._streaming:  # its length is promised, or it ends by closing
             out += pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        elif whole:
+        elif line.whole and passed:
             out += data
         else:
-            out += parsing.chunks(pieces) + (parsing.LAST_CHUNK if complete else b"")
+            out += parsing.chunks(pieces) + (parsing.LAST_CHUNK if line.complete else b"")
         if out:
+            exchange = self.exchange
             exchange.sent_bytes += len(out)
-            client.write(out)
-        if complete and not self._over:
+            exchange.client.write(out)
+        if line.complete and not self.over:
             self._complete(line)
+
+    def _observed(self, pieces: list[bytes], *, complete: bool) -> bool:
+        """Show the pieces to the observer, and put its own in place of some; return whether all stay as they are."""
+        passed = True
+        for index, piece in enumerate(pieces):
+            self._body_bytes += len(piece)
+            instead = self._observer.data(piece)
+            if instead is not None:
+                pieces[index] = instead
+                self._lacking_bytes += len(piece) - len(instead)
+                passed = False
+            if self.over:
+                return passed
+        if complete and (tail := self._observer.end()):
+            pieces.append(tail)
+            self._lacking_bytes -= len(tail)
+            passed = False
+        return passed
 
     def _complete(self, line: EngineLine) -> None:
         """End with an answer that is whole."""
@@ -331,7 +331,7 @@ class Relay:
         if not line.complete and size <= MAX_HELD_BYTES:
             return
         answer = self._answer(line, held)
-        judge = self._plan.judge or looks_dying
+        judge = self._judge or looks_dying
         if line.complete and judge(answer):
             self.failed("status-5xx-by-dying", f"answer {answer.status}: {_excerpt(answer)}", answer)
         elif self.exchange.began:
@@ -343,12 +343,12 @@ class Relay:
             self._pass(line, self._begin(line), b"")
 
     def _answer(self, line: EngineLine, held: list[bytes]) -> Answer:
-        headers = Headers([(key, value) for key, _, value in line.pairs])
+        headers = Headers(line.pairs)
         return Answer(line.status, headers, b"".join(held)[:MAX_HELD_BYTES])
 
     def _close(self) -> None:
         """Let go of everything; an engine that is still at it sees its connection closed."""
-        self._over = True
+        self.over = True
         self._lines.relays.discard(self)
         self.exchange.relay_over(self)
         line, self._line = self._line, None
@@ -358,7 +358,7 @@ class Relay:
             self.dialling.cancel()
 
     def _done(self, ended_by: EndedBy, words: str) -> None:
-        self._plan.on_done(Done(self._status, self._body_bytes, self._first_byte_at, ended_by, words))
+        self._on_done(Done(self._status, self._body_bytes, self._first_byte_at, ended_by, words))
 
 
 def _excerpt(answer: Answer) -> str:

@@ -35,30 +35,13 @@ class _StopError(Exception):
 class Reader:
     """The reader of one connection. `feed` it until `complete` or `refusal`; `reset` it for the next request."""
 
-    __slots__ = (
-        "_body",
-        "_chunked",
-        "_gauge",
-        "_length",
-        "_limits",
-        "_pairs",
-        "_parser",
-        "_seen_bytes",
-        "_tail",
-        "_upgraded",
-        "_url",
-        "body_bytes",
-        "complete",
-        "expects",
-        "headed",
-        "headers",
-        "keep",
-        "method",
-        "minor",
-        "path",
-        "query",
-        "refusal",
-    )
+    body_bytes = 0
+    refusal: Refusal | None = None
+
+    headers: Headers
+    method = ""
+    path = ""
+    query = ""
 
     def __init__(self, limits: Limits, gauge: Gauge) -> None:
         """Read the first request."""
@@ -66,9 +49,6 @@ class Reader:
         self._gauge = gauge
         self._parser = httptools.HttpRequestParser(self)
         self._body: list[bytes] = []
-        self.body_bytes = 0
-        self.refusal: Refusal | None = None
-        self.minor = 1
         self.reset()
 
     def reset(self) -> None:
@@ -84,9 +64,7 @@ class Reader:
         self.headed = False
         self.expects = False
         self.keep = True
-        self.method = ""
-        self.path = ""
-        self.query = ""
+        self.minor = 1
 
     def take_body(self) -> bytes:
         """Return the body of a request that is whole. It counts until `release`."""
@@ -199,23 +177,27 @@ class Reader:
         self.headed = True
         parser = self._parser
         self.headers = headers = Headers(self._pairs)
-        version = parser.get_http_version()
-        self.method = parser.get_method().decode()
-        self.minor = 0 if version == "1.0" else 1
+        method = parser.get_method()
         self.keep = parser.should_keep_alive()
-        refusal = parsing.examine(self.method, version, headers, self._limits)
+        first = headers.first
+        # Only HTTP/1.1 keeps a connection without being asked to.
+        version = "1.1" if self.keep and b"connection" not in first else parser.get_http_version()
+        if version == "1.0":
+            self.minor = 0
+        refusal = parsing.examine(method, version, headers, self._limits)
         if refusal is not None:
             self._stop(refusal)
+        self.method = parsing.METHODS[method]
         found = parsing.target(self._url, self.method)
         if isinstance(found, Refusal):
             self._stop(found)
         else:
             self.path, self.query = found
-        length = headers.raw(b"content-length")
+        length = first.get(b"content-length")
         if length is not None:
             self._length = int(length)
-        self._chunked = headers.raw(b"transfer-encoding") is not None
-        self.expects = bool(self.minor) and headers.raw(b"expect") is not None
+        self._chunked = b"transfer-encoding" in first
+        self.expects = b"expect" in first and self.minor == 1
 
     def on_body(self, piece: bytes) -> None:
         """Collect a piece of the body, within the limits."""

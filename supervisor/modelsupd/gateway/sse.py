@@ -97,6 +97,7 @@ class Scanner:
         "event_at",
         "events",
         "finish_reason",
+        "first_at",
         "status",
         "streams",
     )
@@ -135,11 +136,13 @@ class Scanner:
         self.finish_reason: str | None = None
         self.content_at: float | None = None
         self.event_at: float | None = None
+        self.first_at: float | None = None
 
     # Observer
 
     def head(self, status: int, headers: Headers) -> None:
         """Note the status, and whether events follow."""
+        self.first_at = self._clock()
         self.status = status
         self.streams = (headers.get("content-type") or "").lower().startswith("text/event-stream")
 

@@ -11,12 +11,13 @@ import errno
 import functools
 import socket
 import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-from modelsupd.gateway.base import Limits
+from modelsupd.gateway.base import Limits, Run
 from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.line import Line
-from modelsupd.gateway.ports import Plan
+from modelsupd.gateway.ports import Pair
 from modelsupd.gateway.relay import Relay
 
 #: As many idle connections are kept for each engine.
@@ -41,17 +42,16 @@ class Pool:
         self._limits = limits
         self._idle: dict[str, list[Line]] = {}
         self._dialling: set[asyncio.Task[None]] = set()
+        self._now = time.monotonic()
 
     @property
     def idle(self) -> int:
         """Return how many connections are open and idle."""
         return sum(map(len, self._idle.values()))
 
-    def relay(self, exchange: Exchange, plan: Plan) -> Relay:
-        """Start a relay."""
-        relay = Relay(exchange, plan, self)
-        relay.start()
-        return relay
+    def relay(self, exchange: Exchange, run: Run, path: str | None, headers_added: Sequence[Pair]) -> Relay:
+        """Prepare a relay."""
+        return Relay(exchange, self, run.endpoint, path, headers_added)
 
     def take(self, endpoint: str) -> Line | None:
         """Return an idle connection, the one used last first, so that the others can be closed."""
@@ -68,7 +68,7 @@ class Pool:
         if len(lines) >= MAX_IDLE:
             line.drop()
             return
-        line.idle_since = time.monotonic()
+        line.idle_since = self._now  # a little early, which is on the safe side
         lines.append(line)
 
     def forget(self, line: Line) -> None:
@@ -85,6 +85,7 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Look at the time: relays that are silent, connections that are idle."""
+        self._now = now
         for relay in list(self.relays):
             relay.tick(now, self._limits.write_timeout_s)
         oldest_at = now - self._limits.upstream_idle_s

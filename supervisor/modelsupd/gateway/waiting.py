@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from modelsupd.gateway.base import Model
+from modelsupd.gateway import errors
+from modelsupd.gateway.base import Availability, Model
+from modelsupd.gateway.errors import Trouble
 
 
 class Waiter(Protocol):
@@ -86,3 +88,72 @@ class Queue:
         """Tell everyone the time."""
         for waiter in (*self._front, *self._back):
             waiter.overdue(now)
+
+
+class Wait:
+    """The wait of one request: since when, for what, and until when."""
+
+    __slots__ = ("_limit_s", "_turn", "_warmed_at", "since", "total_s")
+
+    def __init__(self) -> None:
+        """Not wait yet."""
+        self.since: float | None = None
+        self.total_s = 0.0
+        self._turn = False
+        self._limit_s = 0.0
+        self._warmed_at = 0.0
+
+    def refusal(self, model: Model, queue: Queue, now: float, *, again: bool) -> Trouble | None:
+        """Return why waiting is of no use, None where it is; `again` of a request that lost its engine.
+
+        What is waited for is the request's turn, or the model's start. Whoever has waited for the one and now has to
+        wait for the other gets the time that there is for it, and no more than both together.
+        """
+        turn = model.availability is Availability.READY and not queue.has_room(model)
+        limit_s = model.queue_timeout_s if turn else model.start_wait_s
+        down = model.availability is Availability.DOWN and not again
+        if limit_s <= 0 or down or model.availability is Availability.FAILED:
+            return errors.not_ready(model.name, model.reason, model.retry_after_s)
+        if self.since is None:
+            if not again and queue.is_full(model):
+                return errors.queue_full(model.name, len(queue), model.retry_after_s)
+            self._limit_s = limit_s
+        elif turn != self._turn:
+            self._limit_s = min(now - self.since + limit_s, model.start_wait_s + model.queue_timeout_s)
+        self._turn = turn
+        return None
+
+    def begin(self, now: float) -> None:
+        """Wait from now on."""
+        self.since = self._warmed_at = now
+
+    def end(self, now: float) -> None:
+        """Wait no more."""
+        if self.since is not None:
+            self.total_s += now - self.since
+            self.since = None
+
+    def late(self, now: float) -> bool:
+        """Tell whether it has waited as long as it may."""
+        return self.since is not None and now - self.since >= self._limit_s
+
+    def too_late(self, model: Model, position: int, now: float) -> Trouble:
+        """Return what the client is told then."""
+        waited_s = now - (self.since or now)
+        if self._turn:
+            return errors.waited_too_long(model.name, waited_s, position, model.retry_after_s)
+        reason = model.reason or "it has not become ready"
+        return errors.not_ready(model.name, f"{reason} (waited {waited_s:.0f} s)", model.retry_after_s)
+
+    def cold(self, now: float, warm_after_s: float) -> bool:
+        """Tell whether a client that streams needs to hear something now, and note that it does."""
+        if now - self._warmed_at < warm_after_s:
+            return False
+        self._warmed_at = now
+        return True
+
+    def words(self, model: Model, position: int) -> str:
+        """Return what it waits for, for people."""
+        if self._turn:
+            return f"number {position} of those that wait for model '{model.name}'"
+        return model.reason or f"waiting for model '{model.name}'"

@@ -1,0 +1,309 @@
+"""The gateway in front of a daemon's models: what clients get while engines, daemon and gateway come and go."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hosts import QUICK, Host, alive, fake, fake_model, host
+from waiting import until
+
+pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
+
+GATEWAY = "[gateway]\nlisten = '127.0.0.1:0'\ndrain_timeout_s = 5\n"
+
+
+def limits(name: str = "m", **changed: float | str) -> str:
+    told = {"start_wait_s": 10, "stream_stall_s": 2, "first_byte_timeout_s": 10, **changed}
+    return f"[models.{name}.gateway]\n" + "".join(f"{key} = {value}\n" for key, value in told.items())
+
+
+def behind(*models: str, more: str = "") -> str:
+    return GATEWAY + more + "".join(models)
+
+
+class Client:
+    """A client of the gateway."""
+
+    def __init__(self, daemon: Host) -> None:
+        self.daemon = daemon
+        self._open: list[http.client.HTTPConnection | http.client.HTTPResponse] = []
+        until(lambda: self.address() is not None, what=lambda: f"{daemon.client.status()['gateway']} {daemon.said()}")
+        address = self.address()
+        assert address is not None
+        self.host, _, self.port = address.rpartition(":")
+
+    def address(self) -> str | None:
+        told = self.daemon.client.status()["gateway"]
+        ready = any(run["accepts"] for run in told["runs"])
+        return str(told["listen"][0]) if ready and told["listen"] else None
+
+    def connect(self, timeout_s: float = 20) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(self.host, int(self.port), timeout=timeout_s)
+        self._open.append(connection)
+        return connection
+
+    def close(self) -> None:
+        for each in self._open:
+            each.close()
+
+    def ask(self, *, model: str = "m", stream: bool = False, tokens: int = 4) -> http.client.HTTPResponse:
+        connection = self.connect()
+        body = {"model": model, "stream": stream, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        self._open.append(answer)
+        return answer
+
+    def get(self, path: str) -> tuple[int, Any]:
+        connection = self.connect()
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        said = answer.read()
+        connection.close()
+        return answer.status, json.loads(said) if said else None
+
+    def text(self, **how: Any) -> str:  # noqa: ANN401 - as `ask` takes it
+        answer = self.ask(**how)
+        said = answer.read().decode()
+        assert answer.status == 200, said
+        return said
+
+
+@contextmanager
+def gateway(place: Path, *models: str, more: str = "") -> Iterator[tuple[Host, Client]]:
+    with host(place, behind(*(models or (fake_model() + limits(),)), more=more)) as daemon:
+        client = Client(daemon)
+        try:
+            yield daemon, client
+        finally:
+            client.close()
+
+
+def gateway_run(daemon: Host) -> dict[str, Any]:
+    """Return the gateway that takes connections; without one, one that nobody is."""
+    runs = (run for run in daemon.client.status()["gateway"]["runs"] if run["accepts"])
+    return next(runs, {"pid": None})
+
+
+def events_of(text: str) -> list[str]:
+    return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+
+
+def test_it_streams_and_does_not_stream(place: Path) -> None:
+    with gateway(place) as (daemon, client):
+        daemon.until_phase("ready")
+        assert json.loads(client.text(tokens=3))["usage"]["completion_tokens"] == 3
+        answer = client.ask(stream=True, tokens=3)
+        assert answer.headers["X-Accel-Buffering"] == "no"
+        assert answer.headers["X-Modelsupd-Run"] == "m/0#1"
+        assert answer.headers["X-Request-Id"]
+        events = events_of(answer.read().decode())
+        assert events[-1] == "[DONE]"
+        assert len(events) >= 4
+        status, models = client.get("/v1/models")
+        assert status == 200
+        assert [model["id"] for model in models["data"]] == ["m"]
+        assert client.get("/health")[0] == 200
+        assert client.get("/ready")[0] == 200
+        pid = gateway_run(daemon)["pid"]
+        assert daemon.stop() == 0
+        assert not alive(pid)
+
+
+def test_an_unknown_model_is_told_what_there_is(place: Path) -> None:
+    with gateway(place) as (_, client):
+        answer = client.ask(model="n")
+        assert answer.status == 404
+        assert "m" in json.loads(answer.read())["error"]["message"]
+
+
+def test_the_managers_restart_that_lost_its_models(place: Path) -> None:
+    """The daemon is killed while a stream runs, and comes back: same engine, same gateway, same stream."""
+    with gateway(place) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.05)
+        stream = client.ask(stream=True, tokens=60)
+        stream.read(20)
+        before = gateway_run(daemon)
+        daemon.stop(signal.SIGKILL)
+        # Without any daemon it goes on serving, and takes new requests.
+        assert "[DONE]" in client.text(stream=True, tokens=2)
+        daemon.start()
+        assert daemon.until_phase("ready")["pid"] == first["pid"]
+        until(lambda: gateway_run(daemon)["pid"] == before["pid"], what="the gateway is adopted")
+        assert events_of(stream.read().decode())[-1] == "[DONE]"
+        assert client.ask().status == 200
+        assert daemon.client.status()["gateway"]["listen"] == [f"{client.host}:{client.port}"]
+
+
+def test_the_answer_of_zero_tokens(place: Path) -> None:
+    """An engine that answers 200 with nothing is never ready, so that clients are told the truth."""
+    with gateway(place, fake_model("m", "--zero-tokens") + limits(start_wait_s=0.5)) as (daemon, client):
+        until(lambda: "zero tokens" in daemon.replica()["reason"])
+        answer = client.ask()
+        assert answer.status == 503
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "loading" in json.loads(answer.read())["error"]["message"]
+
+
+def test_the_health_check_that_lied(place: Path) -> None:
+    """/health says ok while completions hang: a client's stall is evidence, and the engine is replaced."""
+    with gateway(place, fake_model() + limits(first_byte_timeout_s=1)) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], hang="completions")
+        # Nothing was sent yet, so it is asked again of the engine that follows.
+        assert client.ask().status in (200, 503, 504)
+        daemon.until_phase("ready", run=2)
+        assert client.ask().status == 200
+        assert not alive(first["pid"])
+
+
+def test_the_upstream_closed_too_early(place: Path) -> None:
+    """A stream is relayed to its last byte, however slowly the client reads it."""
+    with gateway(place) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.01)
+        answers = [client.ask(stream=True, tokens=30) for _ in range(5)]
+        for answer in answers:
+            text = b""
+            while piece := answer.read(7):
+                text += piece
+            assert events_of(text.decode())[-1] == "[DONE]"
+            assert len(events_of(text.decode())) >= 31
+
+
+def test_the_record_lost_when_the_stream_outlived_its_request(place: Path) -> None:
+    """One line of record for each request, written after the last byte, also for a client that went away."""
+    with gateway(place) as (daemon, client):
+        first = daemon.until_phase("ready")
+        client.text(stream=True, tokens=3)
+        fake(first["endpoint"], token_s=0.05)
+        gone = client.ask(stream=True, tokens=1000)
+        gone.read(10)
+        client.close()
+        log = daemon.state / "gateway" / "access.log"
+        until(lambda: log.exists() and len(log.read_text().splitlines()) >= 2, what=daemon.said)
+        whole, left = (json.loads(line) for line in log.read_text().splitlines()[:2])
+        assert whole["ended_by"] == "engine"
+        assert left["ended_by"] == "client"
+        assert whole["run"] == left["run"] == "m/0#1"
+        until(lambda: fake(first["endpoint"]).get("in_flight", 0) == 0, what="the engine's work is cancelled")
+
+
+def test_killed_before_the_first_byte_the_client_sees_a_normal_answer(place: Path) -> None:
+    with gateway(place) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], delay_s=30)
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(client.ask().status))
+        asking.start()
+        until(lambda: fake(first["endpoint"]).get("in_flight", 0) >= 1, what="the engine works on it")
+        os.kill(first["pid"], signal.SIGKILL)
+        asking.join(20)
+        assert answers == [200]
+        assert daemon.replica()["run"] == 2
+
+
+def test_killed_in_the_middle_the_client_sees_one_error(place: Path) -> None:
+    with gateway(place) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.05)
+        stream = client.ask(stream=True, tokens=1000)
+        stream.read(20)
+        os.kill(first["pid"], signal.SIGKILL)
+        events = events_of(stream.read().decode())
+        assert events[-1] == "[DONE]"
+        assert "error" in json.loads(events[-2])
+        assert sum('"error"' in event for event in events) == 1
+
+
+def test_stopped_in_the_middle_it_is_a_stall_and_the_run_is_judged_hung(place: Path) -> None:
+    with gateway(place) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.05)
+        stream = client.ask(stream=True, tokens=1000)
+        stream.read(20)
+        os.kill(first["pid"], signal.SIGSTOP)
+        events = events_of(stream.read().decode())
+        assert "error" in json.loads(events[-2])
+        daemon.until_phase("ready", run=2)
+        assert not alive(first["pid"])
+
+
+def test_a_stop_lets_streams_finish(place: Path) -> None:
+    with gateway(place, fake_model(limits=QUICK.replace("drain_timeout_s = 2", "drain_timeout_s = 20"))) as (
+        daemon,
+        client,
+    ):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.05)
+        streams = [client.ask(stream=True, tokens=20) for _ in range(20)]
+        daemon.client.command("stop", "m")
+        for stream in streams:
+            assert events_of(stream.read().decode())[-1] == "[DONE]"
+        daemon.until_phase("stopped")
+        assert client.ask().status == 503
+
+
+def test_a_gateway_that_is_killed_is_replaced_and_nobody_is_refused(place: Path) -> None:
+    with gateway(place) as (daemon, client):
+        daemon.until_phase("ready")
+        before = gateway_run(daemon)
+        os.kill(before["pid"], signal.SIGKILL)
+        # The listening socket is the daemon's too: this connection waits in its queue.
+        assert client.ask().status == 200
+        assert gateway_run(daemon)["pid"] != before["pid"]
+
+
+def test_a_changed_gateway_takes_over_without_breaking_a_stream(place: Path) -> None:
+    with gateway(place) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.05)
+        before = gateway_run(daemon)
+        streams = [client.ask(stream=True, tokens=60) for _ in range(10)]
+        daemon.config.write_text(daemon.config.read_text().replace("[gateway]\n", "[gateway]\ncors_origins = ['*']\n"))
+        assert daemon.run("reload").returncode == 0
+        until(lambda: gateway_run(daemon)["pid"] != before["pid"], what=lambda: f"{daemon.client.status()['gateway']}")
+        assert client.ask().status == 200
+        for stream in streams:
+            assert events_of(stream.read().decode())[-1] == "[DONE]"
+        until(lambda: not alive(before["pid"]), what="the old one ends")
+        until(lambda: len(daemon.client.status()["gateway"]["runs"]) == 1, what="the old one is forgotten")
+
+
+def test_an_address_that_is_taken_is_told_and_had_when_it_is_free(place: Path) -> None:
+    import socket  # noqa: PLC0415 - for this test alone
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        models = behind(fake_model()).replace("127.0.0.1:0", f"127.0.0.1:{port}")
+        with host(place, models) as daemon:
+            until(lambda: "cannot listen" in daemon.client.status()["gateway"]["reason"])
+            daemon.until_phase("ready")
+            taken.close()
+            client = Client(daemon)
+            assert client.ask().status == 200
+            client.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_it_goes_with_the_daemon_or_stays_as_the_engines_do(place: Path, number: signal.Signals) -> None:
+    with gateway(place) as (daemon, client):
+        daemon.until_phase("ready")
+        pid = gateway_run(daemon)["pid"]
+        assert daemon.stop(number) == 0
+        assert alive(pid) is (number == signal.SIGUSR1)
+        if number == signal.SIGUSR1:
+            assert client.ask().status == 200
+            daemon.reap()
+            assert not alive(pid)

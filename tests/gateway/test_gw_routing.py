@@ -1,0 +1,149 @@
+"""Which run serves a request, and what `auto` means."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelsupd.core.routing import (
+    SUSPECT_MAX_S,
+    AutoRule,
+    Candidate,
+    Need,
+    Offer,
+    choose,
+    choose_model,
+    suspect_for_s,
+)
+from modelsupd.gateway.suspects import Suspects
+
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        st.sampled_from("abcdef"),
+        st.sampled_from("xyz"),
+        st.integers(0, 3),
+        st.floats(0, 10),
+        st.booleans(),
+        st.floats(0, 20),
+    ),
+    unique_by=lambda each: each.key,
+)
+
+
+def chosen(*candidates: Candidate, now: float = 10.0, session: str | None = None) -> str | None:
+    found = choose(candidates, now, session)
+    return found.key if found else None
+
+
+def test_the_fewest_in_flight_then_the_longest_idle() -> None:
+    assert chosen(Candidate("a", in_flight=2), Candidate("b", in_flight=1), Candidate("c", in_flight=3)) == "b"
+    assert chosen(Candidate("a", last_used_at=3), Candidate("b", last_used_at=2), Candidate("c", last_used_at=4)) == "b"
+
+
+def test_a_draining_run_gets_nothing_and_a_suspect_one_only_what_nobody_else_can_take() -> None:
+    assert chosen(Candidate("a", draining=True)) is None
+    assert chosen() is None
+    assert chosen(Candidate("a", suspect_until=11), Candidate("b", in_flight=100)) == "b"
+    assert chosen(Candidate("a", suspect_until=12), Candidate("b", suspect_until=11)) == "b"
+    assert chosen(Candidate("a", suspect_until=10), Candidate("b", in_flight=1)) == "a"
+
+
+@given(CANDIDATES, st.none() | st.text())
+def test_whatever_there_is_the_rules_hold(candidates: list[Candidate], session: str | None) -> None:
+    found = choose(candidates, 10.0, session)
+    usable = [each for each in candidates if not each.draining]
+    assert (found is None) == (not usable)
+    if found is not None:
+        assert not found.draining
+        assert found.suspect_until <= 10 or all(each.suspect_until > 10 for each in usable)
+
+
+@given(st.text(), st.integers(1, 9))
+def test_a_session_moves_only_when_its_own_replica_goes(session: str, count: int) -> None:
+    here = [Candidate(f"m/{index}#1", f"m/{index}", in_flight=index) for index in range(count)]
+    home = choose(here, 0.0, session)
+    assert home is not None
+    for other in here:
+        rest = [each for each in here if each is not other]
+        moved = choose(rest, 0.0, session)
+        assert home in (moved, other)
+    # The next run of its replica is its home as well.
+    again = [Candidate(each.key.replace("#1", "#2"), each.home) for each in here]
+    found = choose(again, 0.0, session)
+    assert found is not None
+    assert found.home == home.home
+
+
+def test_sessions_spread_over_the_replicas() -> None:
+    here = [Candidate(f"m/{index}#1", f"m/{index}") for index in range(4)]
+    found = [choose(here, 0.0, f"session {number}") for number in range(400)]
+    counts = [sum(each is candidate for each in found) for candidate in here]
+    assert min(counts) > 60
+
+
+def test_the_doubt_grows_with_each_failure_and_has_an_end() -> None:
+    assert [suspect_for_s(count) for count in (0, 1, 2, 3)] == [0.0, 1.0, 2.0, 4.0]
+    assert suspect_for_s(1000) == SUSPECT_MAX_S
+
+
+def test_failures_at_the_same_time_are_one_and_an_answer_clears_all_doubt() -> None:
+    suspects = Suspects()
+    for _ in range(100):
+        suspects.failed("m/0#1", 10.0)
+    assert suspects.until("m/0#1", 10.0) == 11.0
+    suspects.failed("m/0#1", 11.0)
+    assert suspects.until("m/0#1", 11.0) == 13.0
+    # One request tries it when the doubt has run out; others stay away until that has ended.
+    assert suspects.until("m/0#1", 14.0) <= 14.0
+    assert suspects.until("m/0#1", 14.0, in_flight=1) > 14.0
+    suspects.proved("m/0#1")
+    assert suspects.until("m/0#1", 14.0, in_flight=1) == 0.0
+    suspects.failed("m/0#1", 20.0)
+    suspects.forget_all_but([])
+    assert suspects.until("m/0#1", 20.0) == 0.0
+
+
+# auto
+
+SMALL = Offer(name="small", context_length=1000)
+BIG = Offer(name="big", context_length=100_000, capabilities=("tools",))
+EYES = Offer(name="eyes", context_length=8000, capabilities=("images", "tools"))
+VECTORS = Offer(name="vectors", capabilities=("embedding",))
+ALL = (VECTORS, SMALL, BIG, EYES)
+
+
+def test_auto_takes_the_first_that_can_do_it() -> None:
+    assert choose_model(Need(), ALL).name == "small"
+    assert choose_model(Need(tools=True), ALL).name == "big"
+    assert choose_model(Need(images=True), ALL).name == "eyes"
+    assert choose_model(Need(context_tokens=5000), ALL).name == "big"
+    assert choose_model(Need(embedding=True), ALL).name == "vectors"
+
+
+def test_auto_says_what_all_models_lack() -> None:
+    assert choose_model(Need(images=True), (SMALL, BIG)).why == "no model takes images"
+    assert choose_model(Need(tools=True), (SMALL,)).why == "no model takes tools"
+    assert choose_model(Need(context_tokens=10**6), ALL).why == "no model has a context of 1000000 tokens"
+    assert choose_model(Need(embedding=True), (SMALL,)).why == "no model makes embeddings"
+    assert choose_model(Need(), (VECTORS,)).why == "no model generates"
+    assert choose_model(Need(), (Offer(name="x", ready=False),)).why == "no model that can do it is ready"
+
+
+def test_auto_prefers_what_is_ready_to_what_will_be() -> None:
+    loading = Offer(name="first", ready=False, waits=True)
+    assert choose_model(Need(), (loading, SMALL)).name == "small"
+    assert choose_model(Need(), (loading, Offer(name="down", ready=False))).name == "first"
+
+
+def test_the_first_rule_that_fits_decides_and_what_it_names_must_be_able() -> None:
+    rules = (
+        AutoRule(models=("eyes",), images=True),
+        AutoRule(models=("small", "eyes"), prompt_over=100, prompt_up_to=1000),
+        AutoRule(models=("big",), prompt_over=1000),
+    )
+    assert choose_model(Need(prompt_tokens=2000), ALL, rules).name == "big"
+    assert choose_model(Need(prompt_tokens=500), ALL, rules).name == "small"
+    assert choose_model(Need(prompt_tokens=500, context_tokens=5000), ALL, rules).name == "eyes"
+    assert choose_model(Need(prompt_tokens=50), (BIG, SMALL), rules).name == "big"
+    assert choose_model(Need(prompt_tokens=2000), (SMALL, EYES), rules).name == "small"
