@@ -7,13 +7,17 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from modelsupd import __version__
+from modelsupd.cli.quick import code
 from modelsupd.cli.root import VERBS, cli
+from modelsupd.cli.screen import plain
 from modelsupd.core.spec import JournalLimits
 from modelsupd.runtime.journal import Journal
 
@@ -155,3 +159,26 @@ def test_a_working_directory_that_was_removed_is_said(place: Path) -> None:
     done = subprocess.run(["sh", "-c", script, "sh", gone, sys.executable], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "modelsupd: cannot look for models.toml: the working directory was removed; cd elsewhere\n"
+
+
+@pytest.mark.parametrize(
+    ("gateway", "words", "status"),
+    [
+        ({"listen": [], "reason": "cannot listen at 127.0.0.1:80: permission denied", "runs": []}, "permission", 1),
+        ({"listen": ["127.0.0.1:8080"], "reason": "", "runs": []}, "takes no connection: it is about", 1),
+        (
+            {
+                "listen": ["127.0.0.1:8080"],
+                "reason": "",
+                "runs": [{"name": "@gateway-1/0", "phase": "ready", "run": 1, "pid": 7, "accepts": True, "reason": ""}],
+            },
+            "the gateway listens at 127.0.0.1:8080, pid 7",
+            0,
+        ),
+    ],
+)
+def test_the_gateway_is_part_of_the_status(gateway: dict[str, Any], words: str, status: int) -> None:
+    daemon = {"state": "running", "version": "1", "pid": 1, "since": None, "journal": {"seq": 1, "read_only": None}}
+    document = {"daemon": daemon, "models": [], "gpus": [], "gateway": gateway}
+    assert words in "\n".join(plain(document, datetime.now(UTC)))
+    assert code(document) == status

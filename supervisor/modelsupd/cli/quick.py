@@ -42,7 +42,9 @@ def code(document: Mapping[str, Any]) -> int:
     if document["daemon"]["state"] != "running":
         return NO_DAEMON
     wanted = [model for model in document["models"] if model["want"] == "up"]
-    return READY if all(model["ready"] for model in wanted) else NOT_READY
+    gateway = document.get("gateway")
+    served = gateway is None or any(run["accepts"] for run in gateway["runs"])
+    return READY if served and all(model["ready"] for model in wanted) else NOT_READY
 
 
 def _options(words: Sequence[str]) -> dict[str, Path] | None:

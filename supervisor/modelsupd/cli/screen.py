@@ -89,8 +89,22 @@ def _head(document: Document, now: datetime) -> Iterator[str]:
         yield f"modelsupd {daemon['version']} is running, pid {daemon['pid']}{how_long}"
         if daemon["journal"]["read_only"] is not None:
             yield f"commands are refused: the journal cannot be written: {daemon['journal']['read_only']}"
+        if document.get("gateway"):
+            yield _gateway(document["gateway"])
     else:
         yield "no daemon is running; this is the last known state, and processes named here may be gone"
+
+
+def _gateway(told: Mapping[str, Any]) -> str:
+    """Return where clients reach the models, or why they do not."""
+    if told["reason"]:
+        return f"the gateway {printable(told['reason'])}"
+    at = ", ".join(told["listen"])
+    serving = next((run for run in told["runs"] if run["accepts"]), None)
+    if serving is None:
+        reasons = "; ".join(f"{run['name']} is {run['phase']}: {printable(run['reason'])}" for run in told["runs"])
+        return f"the gateway at {at} takes no connection: {reasons or 'it is about to be started'}"
+    return f"the gateway listens at {at}, pid {serving['pid']}"
 
 
 def _cells(model: Mapping[str, Any], row: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
