@@ -137,6 +137,9 @@ class MemoryPort:
     def fetching(self) -> Mapping[str, Progress]:
         return self.progress
 
+    async def gateway_metrics(self) -> bytes:
+        return b""
+
     def gateway(self) -> Mapping[str, Any] | None:
         return None
 

@@ -69,9 +69,7 @@ class Daemon:
     def hellos(self) -> list[wire.Hello]:
         return [message for message in self.messages if isinstance(message, wire.Hello)]
 
-    def welcome(
-        self, *models: Model, seq: int = 1, accept: bool = True, sockets: Sequence[socket.socket] = ()
-    ) -> None:
+    def welcome(self, *models: Model, seq: int = 1, accept: bool = True, sockets: Sequence[socket.socket] = ()) -> None:
         self.channel.send(wire.Welcome(seq=seq, models=models, accept=accept, sockets=len(sockets)), sockets)
 
     def _accept(self) -> None:

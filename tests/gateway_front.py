@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -80,6 +81,10 @@ class Relaying:
         """Count."""
         self.gone += 1
 
+    async def told(self, *, gone: int = 0) -> None:
+        """Wait until a relay is done, and until so many clients have gone."""
+        await auntil(lambda: self.done and self.gone == gone)
+
 
 @dataclass
 class Fronted:
@@ -119,27 +124,31 @@ class Client:
         """Send."""
         self.writer.write(data)
 
+    def read(self, *, on: bool) -> None:
+        """Stop reading, so that the buffers between fill up, or go on."""
+        transport = cast("asyncio.Transport", self.writer.transport)
+        if on:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
     async def until(self, end: bytes) -> bytes:
         """Return what comes, up to `end`."""
         return await asyncio.wait_for(self.reader.readuntil(end), TIMEOUT_S)
 
     async def rest(self) -> bytes:
         """Return everything until the connection is closed, however that is done."""
-        came = b""
-        try:
+        came = []
+        with contextlib.suppress(ConnectionError):
             while piece := await asyncio.wait_for(self.reader.read(65536), TIMEOUT_S):
-                came += piece
-        except ConnectionError:
-            pass
-        return came
+                came.append(piece)
+        return b"".join(came)
 
     async def close(self) -> None:
         """Close."""
         self.writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
-        except (ConnectionError, BrokenPipeError):
-            pass
 
     def reset(self) -> None:
         """Close with a reset, as a client does that was killed with bytes unread."""
@@ -181,6 +190,14 @@ class Engine:
     connections: int = 0
     closed: int = 0
     server: asyncio.Server | None = None
+
+    async def asked(self, times: int) -> None:
+        """Wait until it has read so many requests."""
+        await auntil(lambda: len(self.heads) == times)
+
+    async def left(self, times: int) -> None:
+        """Wait until so many connections were closed."""
+        await auntil(lambda: self.closed == times)
 
     async def request(self, reader: asyncio.StreamReader) -> bytes:
         """Read one request, keep it, and return its body."""
@@ -260,14 +277,16 @@ def post(path: str = "/v1/chat/completions", body: bytes = b"{}", more: bytes = 
 
 def dechunked(body: bytes) -> tuple[list[bytes], bool]:
     """Return the chunks of a body and whether it ends as it ought to. Raises on broken framing."""
-    pieces = []
-    while body:
-        size, _, body = body.partition(b"\r\n")
-        length = int(size, 16)
-        if length == 0:
-            assert body == b"\r\n", body
+    pieces: list[bytes] = []
+    at = 0
+    while at < len(body):
+        line_end = body.index(b"\r\n", at)
+        size = int(body[at:line_end], 16)
+        at = line_end + 2
+        if size == 0:
+            assert body[at:] == b"\r\n", body[at:]
             return pieces, True
-        assert body[length : length + 2] == b"\r\n", body[:200]
-        pieces.append(body[:length])
-        body = body[length + 2 :]
+        pieces.append(body[at : at + size])
+        at += size + 2
+        assert body[at - 2 : at] == b"\r\n", body[at - 2 : at + 100]
     return pieces, False

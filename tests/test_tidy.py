@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "rounds": "core runtime",
         "departure": "core runtime",
         "followers": "runtime",
-        "gatekeeper": "config core gateway runtime",
+        "gatekeeper": "config core engines gateway runtime",
         "control": "core errors weights.base",
         "gateway": "core errors",
         # `run` starts the daemon, `reap` and `journal` work without one; the other verbs speak with it.

@@ -319,6 +319,10 @@ class Daemon:
         """Return, by replica, what has changed on disk since its engine was started."""
         return self._rounds.changes()
 
+    async def gateway_metrics(self) -> bytes:
+        """Return what the gateway tells Prometheus, nothing where there is none."""
+        return await self._gate.metrics()
+
     def gateway(self) -> Mapping[str, Any] | None:
         """Return what `status` tells of the gateway, None where there is none."""
         return self._gate.status()

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from modelsupd.core.events import Delivered, Event, FailedClient
 from modelsupd.core.fleet import Declared
 from modelsupd.core.phases import Live, Ready, Replica, phase_name
 from modelsupd.core.spec import Engine, HealthLimits, ModelSpec, StopLimits, launch_digest
+from modelsupd.engines.base import Request
 from modelsupd.gateway import plain, settings, wire
 from modelsupd.gateway.base import Model
 from modelsupd.runtime.gateway_link import GatewayLinks, Peer, address, bound
+from modelsupd.runtime.http import ProbeError, fetch
 
 log = structlog.get_logger("gateway")
 
@@ -36,6 +39,10 @@ _HEALTH = HealthLimits(probe_interval_s=2.0, probe_timeout_s=5.0, hang_after_s=1
 
 #: How often an address that is taken by somebody else is tried again, in seconds.
 BIND_EVERY_S = 2.0
+
+#: A scrape waits no longer for the gateway's part, in seconds.
+METRICS_TIMEOUT_S = 1.0
+_METRICS = Request(method="GET", path="/metrics")
 
 #: How long a gateway that was found running is given to come with its sockets, before they are bound anew, in seconds.
 REUNION_S = 3.0
@@ -279,6 +286,18 @@ class Gatekeeper:
     def forget(self, runs: set[str]) -> None:
         """Drop what was known of all runs but these."""
         self._delivered = {key: seen for key, seen in self._delivered.items() if key in runs}
+
+    async def metrics(self) -> bytes:
+        """Return what the gateway that takes connections tells Prometheus; nothing where none answers in time."""
+        serving = next((self._replica_of(peer) for peer in self._links.peers if peer.accepts), None)
+        if serving is None or serving.process is None:
+            return b""
+        try:
+            status, text = await fetch(serving.process.endpoint, _METRICS, METRICS_TIMEOUT_S)
+        except ProbeError as error:
+            log.warning("the gateway does not tell its metrics", why=str(error))
+            return b""
+        return text if status == HTTPStatus.OK else b""
 
     def status(self) -> dict[str, Any] | None:
         """Return what `status` tells of the gateway, None where none is configured."""

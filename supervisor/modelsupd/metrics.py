@@ -92,6 +92,7 @@ class Metrics:
         # Without a series more for each counter that says since when it counts.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has left it untyped
         self.registry = CollectorRegistry(auto_describe=False)
+        self._port = port
         self._seen: set[str] = set()
         self.version = port.version
         self._restarts = Counter(
@@ -186,8 +187,10 @@ class Metrics:
     async def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the exposition and its content type, in the format that `accept` asks for."""
         self._published.look()
-        encode, content_type = choose_encoder(accept)
-        return await asyncio.to_thread(encode, self.registry), content_type
+        of_gateway = await self._port.gateway_metrics()
+        # The gateway tells the plain format, and the two formats cannot be mixed.
+        encode, content_type = choose_encoder("" if of_gateway else accept)
+        return await asyncio.to_thread(encode, self.registry) + of_gateway, content_type
 
     def _forget(self, name: str) -> None:
         self._seen.discard(name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -307,3 +309,20 @@ def test_it_goes_with_the_daemon_or_stays_as_the_engines_do(place: Path, number:
             assert client.ask().status == 200
             daemon.reap()
             assert not alive(pid)
+
+
+def test_its_metrics_are_scraped_with_the_daemons(place: Path) -> None:
+    with host(place, behind(fake_model() + limits()), start=False) as daemon:
+        daemon.config.write_text(
+            daemon.config.read_text().replace("metrics_listen = ''", "metrics_listen = '127.0.0.1:0'")
+        )
+        daemon.start()
+        client = Client(daemon)
+        daemon.until_phase("ready")
+        client.text(tokens=3)
+        client.close()
+        at = re.findall(r"http://127\.0\.0\.1:[0-9]+/metrics", daemon.said())[-1]
+        with urllib.request.urlopen(at, timeout=5) as answer:  # noqa: S310 - an address of our own
+            text = answer.read().decode()
+        assert re.search(r'modelsupd_gateway_requests_total\{.*code="200".*model="m".*\} 1\.0', text), text
+        assert "modelsupd_replica_phase" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modelsupd.core.routing import Need
 from modelsupd.gateway import api, body
 from modelsupd.gateway.api import Cors, NoTarget, Place, Target
 from modelsupd.gateway.base import Api
@@ -38,8 +40,9 @@ def test_what_engines_offer_passes(path: str, spoken: Api) -> None:
 
 
 RULING = (
-    "/sleep", "/wake_up", "/collective_rpc", "/slots", "/slots/0", "/props", "/lora-adapters", "/metrics", "/models/load",
-    "/models/unload", "/server_info", "/scale_elastic_ep", "/reset_prefix_cache", "/docs", "/openapi.json", "/", "",
+    "/sleep", "/wake_up", "/collective_rpc", "/slots", "/slots/0", "/props", "/lora-adapters", "/metrics",
+    "/models/load", "/models/unload",
+    "/server_info", "/scale_elastic_ep", "/reset_prefix_cache", "/docs", "/openapi.json", "/", "",
     "/v1/chat/completions/", "/V1/chat/completions", "/v1/audio/../../slots", "/v1/audio/a/b", "/v1/load_lora_adapter",
     "/v1/%63hat/completions", "//v1/completions", "/v1/responses/../models", "/upstream",
 )  # fmt: skip
@@ -182,10 +185,8 @@ def test_renaming_changes_the_name_and_nothing_else(data: bytes, name: str) -> N
 @given(st.binary(max_size=60) | st.text('{}[]":,\\ aamodel01', max_size=40).map(str.encode))
 def test_no_body_is_too_broken_to_be_refused(data: bytes) -> None:
     for read in (body.read_json, body.walk_json):
-        try:
-            read(data)
-        except BodyError as error:
-            assert str(error)
+        with contextlib.suppress(BodyError):
+            assert isinstance(read(data), Asked)
 
 
 @given(st.text('{}[]":,\\ amodel01', max_size=30).map(lambda text: '{"model":"m","x":' + text + "}"))
@@ -278,13 +279,11 @@ def test_a_form_that_can_be_read_in_two_ways_is_refused(data: bytes, kind: str) 
 @given(st.binary(max_size=80))
 def test_no_form_is_too_broken_to_be_refused(data: bytes) -> None:
     for given_body in (data, b"--x\r\n" + data, form(('name="model"', data))[0]):
-        try:
-            body.read_form(given_body, "multipart/form-data; boundary=x")
-        except BodyError as error:
-            assert str(error)
+        with contextlib.suppress(BodyError):
+            assert isinstance(body.read_form(given_body, "multipart/form-data; boundary=x"), Asked)
 
 
-def needs(**fields: Any) -> body.Need:  # noqa: ANN401 - a body's fields
+def needs(**fields: Any) -> Need:  # noqa: ANN401 - a body's fields
     return body.needs(json.dumps({"model": "auto", **fields}).encode())
 
 

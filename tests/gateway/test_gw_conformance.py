@@ -16,6 +16,7 @@ from modelsupd.gateway.base import Limits
 from modelsupd.gateway.exchange import Exchange
 from waiting import auntil, until
 
+_CHUNKED = b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 _GET = b"GET /a?b=c HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
@@ -30,8 +31,7 @@ def test_requests_come_whole_whatever_pieces_they_are_sent_in() -> None:
     requests = [
         (_GET, b"GET /a?b=c 0 "),
         (post("/x", b"hello"), b"POST /x? 5 hello"),
-        (b"POST /x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5;n=v\r\nhello\r\n1\r\n!\r\n0\r\nX: y\r\n\r\n",)
-        + (b"POST /x? 6 hello!",),
+        (_CHUNKED + b"5;n=v\r\nhello\r\n1\r\n!\r\n0\r\nX: y\r\n\r\n", b"POST /x? 6 hello!"),
         (b"GET http://h:80/a?b HTTP/1.1\r\nHost: h\r\n\r\n", b"GET /a?b 0 "),
         (b"GET https://h HTTP/1.1\r\nHost: h\r\n\r\n", b"GET /? 0 "),
         (b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n", b"OPTIONS *? 0 "),
@@ -89,7 +89,7 @@ def test_thousands_sent_ahead_are_answered_at_once_without_recursion() -> None:
 
 
 def test_what_follows_a_chunked_request_in_the_same_piece_is_left_to_be_sent_again() -> None:
-    data = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    data = _CHUNKED + b"0\r\n\r\n"
 
     async def main() -> None:
         async with fronted(echo) as served:
@@ -153,8 +153,7 @@ def test_an_offer_of_another_protocol_is_passed_over_and_the_body_is_read(size: 
     requests = [
         (post("/x", b"hello", offer), b"POST /x? 5 hello"),
         (b"GET /x HTTP/1.1\r\nHost: h\r\n%b\r\n" % offer, b"GET /x? 0 "),
-        (b"POST /x HTTP/1.1\r\nHost: h\r\n%bTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n" % offer,)
-        + (b"POST /x? 2 hi",),
+        (_CHUNKED.replace(b"Host", offer + b"Host") + b"2\r\nhi\r\n0\r\n\r\n", b"POST /x? 2 hi"),
     ]
 
     async def main() -> None:
@@ -191,7 +190,12 @@ def test_ids_of_requests_are_kept_where_they_are_sane_and_made_otherwise() -> No
         async with fronted(lambda exchange: exchange.respond(200, [], exchange.request_id.encode())) as served:
             client = await served.open()
             made = []
-            for given in (b"", b"X-Request-Id: a b\r\n", b"X-Request-Id: %b\r\n" % (b"a" * 129), b"X-Request-Id: a-1\r\n"):
+            for given in (
+                b"",
+                b"X-Request-Id: a b\r\n",
+                b"X-Request-Id: %b\r\n" % (b"a" * 129),
+                b"X-Request-Id: a-1\r\n",
+            ):
                 client.send(b"GET / HTTP/1.1\r\nHost: h\r\n%b\r\n" % given)
                 made.append((await _answer(client))[1])
             assert made[3] == b"a-1"
@@ -238,7 +242,8 @@ def test_a_client_that_leaves_while_it_waits_is_noticed_at_once() -> None:
                     client.writer.write_eof()
                 elif (left := leave(client)) is not None:
                     await left
-                await auntil(lambda path=path: gone == [path], timeout_s=1)
+                await auntil(lambda: gone, timeout_s=1)
+                assert gone == [path]
                 gone.clear()
                 assert exchange.client_gone
                 assert exchange.ended

@@ -164,7 +164,8 @@ def test_sigterm_lets_answers_finish_and_leaves_the_address_as_it_was(tmp_path: 
                 streaming, idle = Client(listening), Client(listening)
                 stream = await in_thread(lambda: streaming.chat(stream=True, max_tokens=10))
                 await in_thread(lambda: idle.chat(max_tokens=1).read())
-                gateway.terminate()
+                for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+                    gateway.process.send_signal(number)
                 await auntil(lambda: gateway.health().get("accepting") is False)
                 assert b"[DONE]" in await in_thread(stream.read)
                 assert await in_thread(lambda: gateway.process.wait(10)) == 0

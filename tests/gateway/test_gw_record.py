@@ -96,6 +96,23 @@ def test_it_is_rotated_by_size_and_nothing_is_cut(tmp_path: Path) -> None:
     assert all(each.stat().st_size <= 4096 for each in tmp_path.iterdir())
 
 
+def test_two_that_write_while_one_takes_over_lose_nothing_and_rotate_once(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    old, new = (AccessLog(path, max_bytes=8192, files=9) for _ in range(2))
+    for number in range(0, 120, 2):
+        old.put(entry(number))
+        new.put(entry(number + 1))
+        if number % 10 == 8:
+            assert old.flush()
+            assert new.flush()
+    old.close()
+    new.close()
+    files = list(tmp_path.glob("access.log*"))
+    assert sorted(line["id"] for each in files for line in lines(each)) == sorted(f"r{number}" for number in range(120))
+    assert all(each.stat().st_size <= 8192 + 8 * 400 for each in files)
+    assert len(files) > 3
+
+
 def test_a_disk_that_is_full_costs_lines_that_are_counted_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

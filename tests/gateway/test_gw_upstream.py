@@ -19,33 +19,36 @@ from gateway_front import (
     post,
 )
 from modelsupd.gateway.base import Limits
-from modelsupd.gateway.exchange import Exchange
+from modelsupd.gateway.exchange import Exchange, UpstreamFailed
 from waiting import auntil
 
 
 def test_connections_are_kept_closed_when_idle_for_too_long_and_on_request(tmp_path: Path) -> None:
     async def main() -> None:
-        async with engine(tmp_path, answering(*[plain(b"1")] * 9)) as made:
-            async with fronted(Relaying(made.endpoint), Limits(upstream_idle_s=0.2)) as served:
-                clients = [await served.open() for _ in range(3)]
-                for client in clients:
-                    client.send(post())
-                for client in clients:
-                    await client.until(b"\r\n\r\n1")
-                assert made.connections == 3
-                assert served.front.pool.idle == 3
-                for _ in range(3):
-                    clients[0].send(post())
-                    await clients[0].until(b"\r\n\r\n1")
-                assert made.connections == 3
-                await auntil(lambda: served.front.pool.idle == 0)
-                await auntil(lambda: made.closed == 3)
+        limits = Limits(upstream_idle_s=0.2)
+        async with (
+            engine(tmp_path, answering(*[plain(b"1")] * 9)) as made,
+            fronted(Relaying(made.endpoint), limits) as served,
+        ):
+            clients = [await served.open() for _ in range(3)]
+            for client in clients:
+                client.send(post())
+            for client in clients:
+                await client.until(b"\r\n\r\n1")
+            assert made.connections == 3
+            assert served.front.pool.idle == 3
+            for _ in range(3):
                 clients[0].send(post())
                 await clients[0].until(b"\r\n\r\n1")
-                served.front.pool.close(made.endpoint)
-                await auntil(lambda: made.closed == 4)
-                for client in clients:
-                    await client.close()
+            assert made.connections == 3
+            await auntil(lambda: served.front.pool.idle == 0)
+            await auntil(lambda: made.closed == 3)
+            clients[0].send(post())
+            await clients[0].until(b"\r\n\r\n1")
+            served.front.pool.close(made.endpoint)
+            await auntil(lambda: made.closed == 4)
+            for client in clients:
+                await client.close()
 
     on_uvloop(main())
 
@@ -89,7 +92,8 @@ def test_a_fresh_connection_that_is_closed_is_a_failure_and_another_run_may_be_t
         ):
 
             class Trying(Relaying):
-                def on_failed(self, exchange: Exchange, failure: object) -> None:
+                def on_failed(self, exchange: Exchange, failure: UpstreamFailed) -> None:
+                    assert failure.kind == "closed"
                     self.endpoint = good.endpoint
                     self.relay(exchange)
 
@@ -120,7 +124,7 @@ def test_nobody_who_listens_is_told_apart_from_want_of_our_own(tmp_path: Path) -
         on_uvloop(main())
 
 
-def test_an_engine_is_reached_by_tcp(tmp_path: Path) -> None:
+def test_an_engine_is_reached_by_tcp() -> None:
     async def main() -> None:
         made = Engine("")
         follow = answering(plain(b"1"))(made)
@@ -181,15 +185,14 @@ def test_what_an_idle_engine_says_unasked_is_never_the_next_answer(tmp_path: Pat
         return follow
 
     async def main() -> None:
-        async with engine(tmp_path, script) as made:
-            async with fronted(Relaying(made.endpoint)) as served:
-                client = await served.open()
-                client.send(post())
-                await client.until(b"\r\n\r\n1")
-                await auntil(lambda: made.closed == 1)
-                client.send(post())
-                await client.until(b"\r\n\r\n1")
-                await client.close()
+        async with engine(tmp_path, script) as made, fronted(Relaying(made.endpoint)) as served:
+            client = await served.open()
+            client.send(post())
+            await client.until(b"\r\n\r\n1")
+            await auntil(lambda: made.closed == 1)
+            client.send(post())
+            await client.until(b"\r\n\r\n1")
+            await client.close()
 
     on_uvloop(main())
 
@@ -197,12 +200,14 @@ def test_what_an_idle_engine_says_unasked_is_never_the_next_answer(tmp_path: Pat
 def test_an_answer_with_something_behind_it_is_passed_without_it_and_its_connection_closed(tmp_path: Path) -> None:
     async def main() -> None:
         for answer in (plain(b"1"), chunked(b"1")):
-            async with engine(tmp_path, answering(answer + plain(b"poison"))) as made:
-                async with fronted(Relaying(made.endpoint)) as served:
-                    came = await served.ask(post(more=b"Connection: close\r\n"))
-                    assert came.endswith((b"\r\n\r\n1", b"\r\n\r\n1\r\n1\r\n0\r\n\r\n"))
-                    assert b"poison" not in came
-                    await auntil(lambda made=made: made.closed == 1)
+            async with (
+                engine(tmp_path, answering(answer + plain(b"poison"))) as made,
+                fronted(Relaying(made.endpoint)) as served,
+            ):
+                came = await served.ask(post(more=b"Connection: close\r\n"))
+                assert came.endswith((b"\r\n\r\n1", b"\r\n\r\n1\r\n1\r\n0\r\n\r\n"))
+                assert b"poison" not in came
+                await made.left(1)
             (tmp_path / "e.sock").unlink()
 
     on_uvloop(main())

@@ -6,8 +6,8 @@ import asyncio
 import json
 
 import pytest
-from gw_world import TICK_S, Asked, Client, World, http, model, run, said, talks, whole_answer
 
+from gw_world import TICK_S, Asked, Client, World, http, model, run, said, talks, whole_answer
 from modelsupd.gateway.base import Availability, EndedBy
 from modelsupd.gateway.service import Ways
 from waiting import auntil
@@ -37,7 +37,7 @@ def test_no_more_than_the_limit_are_with_the_engine_and_the_rest_come_in_order()
         clients: list[Client] = []
         for index in range(6):
             clients.append(await world.open("/v1/chat/completions", said(n=index)))
-            await auntil(lambda want=index + 1: len(engine.asked) + world.queued() == want)
+            await auntil(lambda: len(engine.asked) + world.queued() == len(clients))
 
         for _ in clients:
             gate.open.release()

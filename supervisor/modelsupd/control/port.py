@@ -54,6 +54,10 @@ class Port(Protocol):
         """Return, by replica, what has changed on disk since its engine was started, in words."""
         ...
 
+    async def gateway_metrics(self) -> bytes:
+        """Return what the gateway tells Prometheus, in its plain format; nothing where there is none."""
+        ...
+
     def gateway(self) -> Mapping[str, Any] | None:
         """Return what `status` tells of the gateway, None where there is none."""
         ...

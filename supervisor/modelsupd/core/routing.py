@@ -27,7 +27,7 @@ IMAGES = "images"
 TOOLS = "tools"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A run as the choice sees it. Instants are on the caller's clock.
 
@@ -35,11 +35,11 @@ class Candidate:
     """
 
     key: str
-    home: str = ""
-    in_flight: int = 0
-    last_used_at: float = 0.0
-    draining: bool = False
-    suspect_until: float = 0.0
+    home: str
+    in_flight: int
+    last_used_at: float
+    draining: bool
+    suspect_until: float
 
 
 def choose(candidates: Iterable[Candidate], now: float, session: str | None = None) -> Candidate | None:
@@ -61,11 +61,9 @@ def _weight(home: str, session: str) -> bytes:
     return hashlib.sha256(f"{home}\n{session}".encode(errors="surrogatepass")).digest()
 
 
-def suspect_for_s(failures: int) -> float:
-    """Return for how many seconds a run is suspect after so many failures in a row."""
-    if failures <= 0:
-        return 0.0
-    return min(SUSPECT_MAX_S, SUSPECT_S * 2.0 ** min(failures - 1, 16))
+def suspect_for_s(before_s: float) -> float:
+    """Return for how many seconds a run is suspect after a failure, from what that was after the one before, if any."""
+    return min(SUSPECT_MAX_S, max(SUSPECT_S, 2 * before_s))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +73,8 @@ class Need:
     images: bool = False
     tools: bool = False
     embedding: bool = False
-    prompt_tokens: int = 0
-    context_tokens: int = 0
+    prompt_tokens: int
+    context_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +107,7 @@ class AutoRule:
         return (
             self.images in (None, need.images)
             and self.tools in (None, need.tools)
-            and (self.prompt_over == 0 or need.prompt_tokens > self.prompt_over)
+            and need.prompt_tokens > self.prompt_over
             and (self.prompt_up_to is None or need.prompt_tokens <= self.prompt_up_to)
         )
 
@@ -161,7 +159,7 @@ def _kind_fits(need: Need, offer: Offer) -> bool:
 
 
 def _in_order(need: Need, able: Mapping[str, Offer], rules: Sequence[AutoRule]) -> list[Offer]:
-    """Return all of them, those that the first fitting rule names first."""
+    """Return all of them; before them those that the first fitting rule names."""
     rule = next((each for each in rules if each.fits(need)), None)
     named = [able[name] for name in rule.models if name in able] if rule else []
-    return [*named, *(offer for offer in able.values() if offer not in named)]
+    return [*named, *able.values()]

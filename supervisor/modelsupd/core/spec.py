@@ -59,7 +59,7 @@ class ProbeRequest(StrEnum):
 
 
 class Capability(StrEnum):
-    """What a model can do, by which `auto` chooses. One with `embedding` generates only where `chat` stands beside it."""
+    """What a model can do, by which `auto` chooses. One with `embedding` generates only if it has `chat`, too."""
 
     CHAT = "chat"
     IMAGES = "images"

@@ -245,4 +245,4 @@ _HEADER_NAMES = re.compile(r"[A-Za-z0-9_-]+(?:, ?[A-Za-z0-9_-]+){0,63}")
 
 def same_origin(origin: str, host: str | None) -> bool:
     """Return whether a page comes from the gateway itself, as an engine's own pages do."""
-    return host is not None and origin.partition("://")[2].lower() == host.lower()
+    return bool(host) and origin.partition("://")[2].lower() == (host or "").lower()

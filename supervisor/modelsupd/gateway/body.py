@@ -126,7 +126,7 @@ def needs(body: bytes, *, embedding: bool = False) -> Need:
     last = {key.decode(): body[slice(*spans[-1])] for key, spans in found.items()}
     tools = any(last.get(key, b"null").strip(b"[] \t\r\n") not in (b"", b"null") for key in ("tools", "functions"))
     images = len(_IMAGE.findall(body))
-    prompt = (len(body) - _inline_bytes(body)) // _BYTES_PER_TOKEN + images * _IMAGE_TOKENS
+    prompt = 1 + (len(body) - _inline_bytes(body)) // _BYTES_PER_TOKEN + images * _IMAGE_TOKENS
     answer = max((int(value) for key in _LIMITS if _DIGITS.fullmatch(value := last.get(key, b""))), default=0)
     return Need(
         images=images > 0,

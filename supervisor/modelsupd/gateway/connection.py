@@ -204,8 +204,9 @@ class Connection(asyncio.Protocol):
             self._close()
             return
         self._state = _IDLE
-        self._since = now = time.monotonic()
-        self.deadline = now + self._front.limits.idle_timeout_s
+        front = self._front
+        self._since = now = front.now  # a little early, which does not matter here
+        self.deadline = now + front.limits.idle_timeout_s
         if self._dispatching:
             return  # the loop below this call goes on with what is left
         if self._rest:
@@ -220,7 +221,8 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def _forget_exchange(self) -> None:
-        self._reader.release()
+        if self._reader.body_bytes:
+            self._reader.release()
         if self._exchange is not None:
             self._exchange = None
             self._front.in_flight -= 1

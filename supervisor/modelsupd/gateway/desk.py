@@ -109,7 +109,17 @@ class Desk:
             if key in tried and (tried[key] >= TRIES_PER_RUN or until > now):
                 continue
             used_at = self._used_at.get(key, 0.0)
-            candidates[key] = run, Candidate(key, run.replica, in_flight, used_at, run.draining, until)
+            candidates[key] = (
+                run,
+                Candidate(
+                    key=key,
+                    home=run.replica,
+                    in_flight=in_flight,
+                    last_used_at=used_at,
+                    draining=run.draining,
+                    suspect_until=until,
+                ),
+            )
         chosen = choose([candidate for _, candidate in candidates.values()], now, session)
         if chosen is None:
             return None

@@ -41,17 +41,24 @@ class Relays(Protocol):
 class Exchange:
     """One request and its answer. All methods are called on the loop, and return at once."""
 
-    client_gone = False
-    sent_bytes = 0
-    """Of everything, heads and framing with it."""
-
-    # These stand in the class since most exchanges never change most of them.
-    _relay: Relaying | None = None
-    _on_gone: Callable[[], None] | None = None
-    _request_id: str | None = None
-    _began = False
-    _chunked = False
-    _ended = False
+    __slots__ = (
+        "_on_gone",
+        "_relay",
+        "_relays",
+        "_request_id",
+        "began",
+        "body",
+        "chunked",
+        "client",
+        "client_gone",
+        "ended",
+        "headers",
+        "method",
+        "path",
+        "query",
+        "sent_bytes",
+        "started_at",
+    )
 
     def __init__(  # noqa: PLR0913, PLR0917 - what a request consists of; and names cost time on every request
         self,
@@ -65,42 +72,44 @@ class Exchange:
         started_at: float,
     ) -> None:
         """Hold a request that came whole. `body` is let go once an engine's answer has begun."""
-        self._client = client
         self._relays = relays
+        self._relay: Relaying | None = None
+        self._on_gone: Callable[[], None] | None = None
+        self._request_id: str | None = None
+        self.client = client
+        """The connection that it came by."""
         self.method = method
         self.path = path
         self.query = query
         self.headers = headers
         self.body = body
         self.started_at = started_at
+        self.sent_bytes = 0
+        """To the client, heads and framing with it."""
+        self.began = False
+        """Something of an answer has gone to the client."""
+        self.chunked = False
+        """The answer that has begun is one whose end is not known beforehand."""
+        self.ended = False
+        self.client_gone = False
 
     @property
     def request_id(self) -> str:
         """Return the client's own id of the request where it may stand in a log, else one that was made for it."""
         if self._request_id is None:
-            came = self.headers.raw(b"x-request-id")
-            self._request_id = parsing.sane_request_id(came) or self._client.new_id()
+            came = self.headers.first.get(b"x-request-id")
+            self._request_id = parsing.sane_request_id(came) or self.client.new_id()
         return self._request_id
 
     @property
     def peer(self) -> str:
         """Return the client's address, as `127.0.0.1:40000`."""
-        return self._client.peer
-
-    @property
-    def began(self) -> bool:
-        """Tell whether anything of an answer has gone to the client."""
-        return self._began
-
-    @property
-    def ended(self) -> bool:
-        """Tell whether it is over."""
-        return self._ended
+        return self.client.peer
 
     @property
     def can_finish(self) -> bool:
         """Tell whether `finish_with` can add to the answer: not where its length was promised already."""
-        return self._began and self._chunked and not self._ended
+        return self.began and self.chunked and not self.ended
 
     def on_client_gone(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the client goes away before the answer is whole. The last one given counts.
@@ -113,54 +122,54 @@ class Exchange:
 
     def respond(self, status: int, headers: Iterable[Pair], body: bytes) -> None:
         """Answer with these and end. Only while nothing has gone to the client; after that it aborts."""
-        if self._ended:
+        if self.ended:
             return
-        if self._began:
+        if self.began:
             self.abort()
             return
         self._stop_relay("the gateway answered itself")
-        client = self._client
+        client = self.client
         framing = self.connection_line()
         if status != 204:  # noqa: PLR2004 - No Content has no length (RFC 9110, 8.6)
             framing += b"content-length: %d\r\n" % len(body)
         head = parsing.own_head(status, headers, framing, client.date())
-        self._began = True
+        self.began = True
         self.sent_bytes += len(body)
         client.write(head if self.method == "HEAD" else head + body)
         self.end()
 
     def start_stream(self, status: int, headers: Iterable[Pair]) -> None:
         """Begin an answer whose end is not known; `send`, `relay` and `finish_with` go on with it."""
-        if self._ended or self._began:
+        if self.ended or self.began:
             return
         framing = self.stream_framing()
-        self._client.write(parsing.own_head(status, headers, framing, self._client.date()))
-        self.begin(chunked=True)
+        self.client.write(parsing.own_head(status, headers, framing, self.client.date()))
+        self.began = self.chunked = True
 
     def send(self, data: bytes) -> None:
         """Send a piece of a stream that has begun, unless the client is slow to take what it already has."""
-        if self.can_finish and not self._client.paused:
+        if self.can_finish and not self.client.paused:
             self.sent_bytes += len(data)
-            self._client.write(self.framed(data))
+            self.client.write(self.framed(data))
 
     def finish_with(self, data: bytes) -> None:
         """Send the last bytes of a stream that has begun, and end. Where that is impossible it aborts."""
-        if self._ended:
+        if self.ended:
             return
         if not self.can_finish:
             self.abort()
             return
         self._stop_relay("the gateway ended it")
         self.sent_bytes += len(data)
-        self._client.write(self.framed(data) + (parsing.LAST_CHUNK if self._client.minor else b""))
+        self.client.write(self.framed(data) + (parsing.LAST_CHUNK if self.client.minor else b""))
         self.end()
 
     def abort(self) -> None:
         """Close the client's connection at once, so that it sees that the answer is not whole."""
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self._stop_relay("the gateway aborted it")
-            self._client.abort()
+            self.client.abort()
 
     # Answers of engines
 
@@ -184,7 +193,7 @@ class Exchange:
         """
         if self._relay is not None:
             self._stop_relay("the gateway chose another run")
-        if self._ended:
+        if self.ended:
             return
         relay = self._relays.relay(self, run, path, headers_added)
         self._relay = relay
@@ -192,32 +201,22 @@ class Exchange:
 
     # What relays and connections call
 
-    @property
-    def client(self) -> Client:
-        """Return the connection that it came by."""
-        return self._client
-
-    def begin(self, *, chunked: bool) -> None:
-        """Note that the answer has begun. `chunked`: its end is not known beforehand."""
-        self._began = True
-        self._chunked = chunked
-
     def framed(self, data: bytes) -> bytes:
         """Return data as they go to the client in a stream."""
-        return parsing.chunk(data) if self._client.minor else data
+        return parsing.chunk(data) if self.client.minor else data
 
     def stream_framing(self) -> bytes:
         """Return the header lines of an answer whose end is not known: HTTP/1.0 knows nothing but closing."""
-        if self._client.minor:
+        if self.client.minor:
             return b"transfer-encoding: chunked\r\n" + self.connection_line()
-        self._client.close_after()
+        self.client.close_after()
         return self.connection_line()
 
     def connection_line(self) -> bytes:
         """Return the header line that says what becomes of the connection, where it has to be said."""
-        if self._client.closing():
+        if self.client.closing():
             return b"connection: close\r\n"
-        return b"" if self._client.minor else b"connection: keep-alive\r\n"
+        return b"" if self.client.minor else b"connection: keep-alive\r\n"
 
     def relay_over(self, relay: Relaying) -> None:
         """Note that this relay runs no more."""
@@ -226,15 +225,15 @@ class Exchange:
 
     def end(self) -> None:
         """Note that the last byte was written."""
-        if not self._ended:
-            self._ended = True
-            self._client.ended()
+        if not self.ended:
+            self.ended = True
+            self.client.ended()
 
     def gone(self) -> None:
         """Note that the client went away: cancel the engine's work at once, then tell."""
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         self.client_gone = True
         relay, self._relay = self._relay, None
         if relay is not None:

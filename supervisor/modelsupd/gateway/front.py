@@ -64,13 +64,14 @@ class Front:
         self.date = b""
         self._tick_s = tick_s
         self._timer: asyncio.TimerHandle | None = None
-        self._ticked_at = 0.0
+        self.now = time.monotonic()
+        """When the clock last looked."""
         self._id_prefix = os.urandom(8).hex()
         self._ids = 0
 
     def start(self) -> None:
         """Set the clock going."""
-        self._ticked_at = time.monotonic()
+        self.now = time.monotonic()
         self._tick()
 
     def drain(self) -> None:
@@ -95,8 +96,8 @@ class Front:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        late = now - self._ticked_at > self._tick_s + _LATE_S
-        self._ticked_at = now
+        late = now - self.now > self._tick_s + _LATE_S
+        self.now = now
         self._timer = asyncio.get_running_loop().call_later(self._tick_s, self._tick)
         self.date = f"date: {formatdate(usegmt=True)}".encode()
         if late:

@@ -22,9 +22,11 @@ _MAX_HEADERS = 256
 
 _FINAL = 200
 
-#: Headers that go no further: those of the connection to the engine (RFC 9110, 7.6.1), for one.
-_SKIPPED = frozenset(
+#: Headers that go no further: those of the framing and of the connection to the engine (RFC 9110, 7.6.1), for one.
+_SPECIAL = frozenset(
     {
+        b"content-length",
+        b"transfer-encoding",
         b"connection",
         b"keep-alive",
         b"proxy-connection",
@@ -246,16 +248,16 @@ class Line(asyncio.Protocol):
             self._trailed = True
             return
         key = name.lower()
-        if key == b"content-length":
+        if key not in _SPECIAL:
+            self.pairs.append((key, value))
+            if len(self.pairs) > _MAX_HEADERS:
+                raise _BrokenError(f"more than {_MAX_HEADERS} headers")
+        elif key == b"content-length":
             self.length = value
         elif key == b"transfer-encoding":
             if value.lower() != b"chunked" or self._chunked:
                 raise _BrokenError("a Transfer-Encoding other than `chunked`")
             self._chunked = True
-        elif key not in _SKIPPED:
-            if len(self.pairs) >= _MAX_HEADERS:
-                raise _BrokenError(f"more than {_MAX_HEADERS} headers")
-            self.pairs.append((key, value))
 
     def on_headers_complete(self) -> None:
         """Note the status; an informational one is not the answer."""

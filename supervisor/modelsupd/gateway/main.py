@@ -54,6 +54,8 @@ async def _serve(read: settings.Settings, admin_path: Path) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, worker.end)
     loop.add_signal_handler(signal.SIGINT, worker.end)
+    for number in (signal.SIGHUP, signal.SIGUSR1):  # a daemon's own, and by default the end of whoever gets them
+        signal.signal(number, signal.SIG_IGN)
     # What was imported lives as long as the process: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()

@@ -59,6 +59,7 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {reason}".encode() for code, reason in _REASONS.items()}
 
 _CONTINUES = b"100-continue"
+_UNUSUAL = frozenset({b"transfer-encoding", b"expect"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 JSON = (b"content-type", b"application/json")
@@ -78,19 +79,15 @@ class Refusal:
 class Headers:
     """The headers of a message, in order. Names are matched in any case; values are latin-1."""
 
-    __slots__ = ("_first", "pairs")
+    __slots__ = ("first", "pairs")
 
     def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
         """Take names in lower case, and values."""
         self.pairs = pairs
-        self._first: dict[bytes, bytes] | None = None
-
-    @property
-    def first(self) -> dict[bytes, bytes]:
-        """Return the first value of each name, which is in lower case."""
-        if self._first is None:
-            self._first = dict(reversed(self.pairs))
-        return self._first
+        self.first = dict(pairs)
+        """The first value of each name, which is in lower case."""
+        if len(self.first) != len(pairs):
+            self.first = dict(reversed(pairs))
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of that name, or `default`."""
@@ -101,10 +98,6 @@ class Headers:
         """Return all values of that name."""
         wanted = name.lower().encode("latin-1")
         return [value.decode("latin-1") for key, value in self.pairs if key == wanted]
-
-    def raw(self, name: bytes) -> bytes | None:
-        """Return the first value of that name, which is given in lower case; None without one."""
-        return self.first.get(name)
 
     def __contains__(self, name: str) -> bool:
         """Tell whether there is one of that name."""
@@ -118,20 +111,32 @@ class Headers:
 def examine(method: bytes, version: str, headers: Headers, limits: Limits) -> Refusal | None:
     """Return why the request with this head is not taken, None if it may go on."""
     first = headers.first
-    if method not in METHODS or version not in ("1.1", "1.0"):
-        unknown = f"HTTP/{version}" if method in METHODS else f"method {method.decode()}"
-        return Refusal(505 if method in METHODS else 501, f"{unknown} is not supported")
-    host = first.get(b"host")
-    doubled = len(first) != len(headers.pairs)
-    if (host is None and version == "1.1") or (doubled and headers.count(b"host") > 1):
+    if (
+        method in METHODS
+        and version == "1.1"
+        and len(first) == len(headers.pairs)
+        and first.keys().isdisjoint(_UNUSUAL)
+        and _is_host(first.get(b"host", b"/"))
+        and int(first.get(b"content-length", b"0")) <= limits.max_body_bytes
+    ):
+        return None
+    return _examine_line(method, version, headers) or _examine_body(version, headers, limits)
+
+
+def _examine_line(method: bytes, version: str, headers: Headers) -> Refusal | None:
+    if method not in METHODS:
+        return Refusal(501, f"method {method.decode()} is not supported")
+    if version not in ("1.1", "1.0"):
+        return Refusal(505, f"HTTP/{version} is not supported")
+    hosts = headers.count(b"host")
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
         return Refusal(400, "there must be exactly one Host header")
-    if host is not None and not _is_host(host):
+    if not _is_host(headers.first.get(b"host", b"")):
         return Refusal(400, "the Host header is malformed")
-    return _examine_body(version, headers, limits)
+    return None
 
 
 def _examine_body(version: str, headers: Headers, limits: Limits) -> Refusal | None:
-    """Return why the body that is announced is not taken."""
     first = headers.first
     coding = first.get(b"transfer-encoding")
     if coding is not None and version == "1.0":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import threading
@@ -119,7 +120,6 @@ class AccessLog:
         self._done = 0
         self._ending = False
         self._descriptor: int | None = None
-        self._size_bytes = 0
         self._untold = 0
         self._dropped_by_loop = 0
         self._dropped_by_disk = 0
@@ -179,7 +179,7 @@ class AccessLog:
         try:
             self._make_room(len(data))
             assert self._descriptor is not None  # noqa: S101 - room was made in it
-            self._size_bytes += _write_whole(self._descriptor, data, self._size_bytes)
+            _write_whole(self._descriptor, data)
         except OSError as error:
             self.trouble = f"cannot write '{self._path}': {(error.strerror or str(error)).lower()}"
             self._dropped_by_disk += len(lines)
@@ -189,19 +189,40 @@ class AccessLog:
         self._untold += missing
 
     def _make_room(self, data_bytes: int) -> None:
-        """Have the file open, and rotated where it would grow too large."""
-        if self._descriptor is None:
-            self._path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        """Have the file open, and rotated where it would grow too large.
+
+        While one gateway takes over from another both write to it, and either may rotate it.
+        """
+        if self._descriptor is None or not self._is_current():
             self._open()
-        if self._size_bytes and self._size_bytes + data_bytes > self._max_bytes:
-            self._close()
-            self._rotate()
+        size_bytes = self._size_bytes()
+        if size_bytes == 0 or size_bytes + data_bytes <= self._max_bytes:
+            return
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if self._is_current():
+                self._rotate()
             self._open()
+        finally:
+            os.close(folder)
+
+    def _size_bytes(self) -> int:
+        assert self._descriptor is not None  # noqa: S101 - it was opened just now
+        return os.fstat(self._descriptor).st_size
+
+    def _is_current(self) -> bool:
+        """Tell whether what is open is what stands at the path."""
+        try:
+            return self._descriptor is not None and os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except FileNotFoundError:
+            return False
 
     def _open(self) -> None:
+        self._close()
+        self._path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._descriptor = os.open(self._path, flags, _FILE_MODE)
-        self._size_bytes = os.fstat(self._descriptor).st_size
 
     def _close(self) -> None:
         if self._descriptor is not None:
@@ -221,13 +242,14 @@ class AccessLog:
         return self._path.with_name(f"{self._path.name}.{number}")
 
 
-def _write_whole(descriptor: int, data: bytes, size_bytes: int) -> int:
+def _write_whole(descriptor: int, data: bytes) -> None:
     """Write all of it, or take back what was written, so that every line that is there can be read."""
     written = os.write(descriptor, data)
     if written < len(data):
-        os.ftruncate(descriptor, size_bytes)
+        end_bytes = os.lseek(descriptor, 0, os.SEEK_CUR)
+        if os.fstat(descriptor).st_size == end_bytes:  # else somebody else has written since
+            os.ftruncate(descriptor, end_bytes - written)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return written
 
 
 def _now() -> str:

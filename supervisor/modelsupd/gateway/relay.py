@@ -91,23 +91,33 @@ class Lines(Protocol):
 class Relay:
     """One attempt at an exchange."""
 
-    moved = False
-    """Something came since the clock last looked."""
-    over = False
-    dialling: asyncio.Task[None] | None = None
-
-    # These stand in the class since most relays never change most of them.
-    _line: EngineLine | None = None
-    _held: list[bytes] | None = None
-    _headed = False
-    _lacking_bytes = 0
-    _streaming = False
-    """The client gets chunks."""
-    _redialled = False
-    _status = 0
-    _body_bytes = 0
-    _first_byte_at: float | None = None
-    _paused_since: float | None = None
+    __slots__ = (
+        "_body_bytes",
+        "_first_byte_at",
+        "_first_byte_timeout_s",
+        "_headed",
+        "_headers_added",
+        "_held",
+        "_judge",
+        "_lacking_bytes",
+        "_line",
+        "_lines",
+        "_observer",
+        "_on_done",
+        "_on_failed",
+        "_path",
+        "_paused_since",
+        "_quiet_since",
+        "_redialled",
+        "_stall_s",
+        "_status",
+        "_streaming",
+        "dialling",
+        "endpoint",
+        "exchange",
+        "moved",
+        "over",
+    )
 
     def __init__(
         self, exchange: Exchange, lines: Lines, endpoint: str, path: str | None, headers_added: Sequence[Pair]
@@ -115,9 +125,25 @@ class Relay:
         """Prepare; `start` begins."""
         self.exchange = exchange
         self.endpoint = endpoint
+        self.dialling: asyncio.Task[None] | None = None
+        self.moved = True
+        """Something came since the clock last looked, or it has not looked yet."""
+        self.over = False
         self._lines = lines
         self._path = path
         self._headers_added = headers_added
+        self._line: EngineLine | None = None
+        self._held: list[bytes] | None = None
+        self._headed = False
+        self._lacking_bytes = 0
+        self._streaming = False
+        """The client gets chunks."""
+        self._redialled = False
+        self._status = 0
+        self._body_bytes = 0
+        self._first_byte_at: float | None = None
+        self._paused_since: float | None = None
+        self._quiet_since = 0.0
 
     def start(
         self,
@@ -135,11 +161,10 @@ class Relay:
         self._first_byte_timeout_s = first_byte_timeout_s
         self._stall_s = stall_s
         self._judge = judge
-        self._quiet_since = time.monotonic()
         lines = self._lines
         lines.relays.add(self)
         if self.exchange.client.paused:
-            self._paused_since = self._quiet_since
+            self._paused_since = time.monotonic()
         line = lines.take(self.endpoint)
         if line is None:
             lines.dial(self)
@@ -254,11 +279,12 @@ class Relay:
         client = exchange.client
         status = line.status
         self._first_byte_at = time.monotonic()
-        exchange.body = b""
-        client.release_body()
+        if exchange.body:
+            exchange.body = b""
+            client.release_body()
         self._observer.head(status, Headers(line.pairs))
         if exchange.began or self.over:
-            self._streaming = exchange.can_finish and client.minor == 1
+            self._streaming = exchange.chunked and client.minor == 1
             return b""
         bodiless = exchange.method == "HEAD" or status in (204, 304)
         if line.length is not None and status != 204:  # noqa: PLR2004 - No Content has no length (RFC 9110, 8.6)
@@ -267,8 +293,9 @@ class Relay:
             framing = exchange.connection_line()
         else:
             framing = exchange.stream_framing()
-        exchange.begin(chunked=line.length is None and not bodiless)
-        self._streaming = exchange.can_finish and client.minor == 1
+        exchange.began = True
+        exchange.chunked = line.length is None and not bodiless
+        self._streaming = exchange.chunked and client.minor == 1
         return parsing.answer_head(status, line.pairs, self._headers_added, framing)
 
     def _pass(self, line: EngineLine, out: bytes, data: bytes) -> None:

@@ -35,20 +35,18 @@ class _StopError(Exception):
 class Reader:
     """The reader of one connection. `feed` it until `complete` or `refusal`; `reset` it for the next request."""
 
-    body_bytes = 0
-    refusal: Refusal | None = None
-
     headers: Headers
-    method = ""
-    path = ""
-    query = ""
 
     def __init__(self, limits: Limits, gauge: Gauge) -> None:
         """Read the first request."""
         self._limits = limits
+        self._max_headers = limits.max_headers
         self._gauge = gauge
         self._parser = httptools.HttpRequestParser(self)
         self._body: list[bytes] = []
+        self.body_bytes = 0
+        self.refusal: Refusal | None = None
+        self.method = self.path = self.query = ""
         self.reset()
 
     def reset(self) -> None:
@@ -163,12 +161,11 @@ class Reader:
             self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header. Trailers are dropped."""
-        if self.headed:
-            return
-        if len(self._pairs) >= self._limits.max_headers:
-            self._stop(Refusal(431, f"the request has more than {self._limits.max_headers} headers"))
-        self._pairs.append((name.lower(), value))
+        """Keep a header."""
+        pairs = self._pairs
+        pairs.append((name.lower(), value))
+        if len(pairs) > self._max_headers:
+            self._stop(Refusal(431, f"the request has more than {self._max_headers} headers"))
 
     def on_headers_complete(self) -> None:
         """Decide whether the request may go on."""
@@ -177,6 +174,7 @@ class Reader:
         self.headed = True
         parser = self._parser
         self.headers = headers = Headers(self._pairs)
+        self._pairs = []  # for trailers, which are dropped
         method = parser.get_method()
         self.keep = parser.should_keep_alive()
         first = headers.first

@@ -44,6 +44,7 @@ from modelsupd.runtime.process import (
     TreeVitals,
     connections,
 )
+from modelsupd.weights.wire import Job
 
 log = structlog.get_logger("effects")
 
@@ -74,7 +75,7 @@ class RuntimeEffects:
         self._fetches = fetches
         self._engines = engines
         self._stock = stock
-        self._resolving: dict[str, int] = {}
+        self._resolving: dict[str, object] = {}
         self._files: dict[str, Files] = {}
         self._oom_kills: dict[tuple[str, int], int] = {}
         self._binaries: dict[str, str] = {}
@@ -127,26 +128,33 @@ class RuntimeEffects:
     async def _resolve(self, replica: Replica, action: Resolve) -> Event:
         """Find binary and weights; what is not whole yet is made so by a worker, and looked at again."""
         name, run = replica.name, action.run
-        self._resolving[name] = run
+        mine = self._resolving[name] = object()
+        done: Job | None = None
+        failure: Failure | None = None
         try:
             inputs = await self._look(replica)
-            if inputs.job is not None and self._resolving.get(name) == run:
+            # Lock and settings may be others by the time that a fetch ends, and want another one.
+            while inputs.job is not None and inputs.job != done and self._resolving.get(name) is mine:
                 log.info("weights are not ready", replica=name, why=inputs.todo)
-                failure = await self._fetches.make_whole(name, inputs.job)
+                done = inputs.job
+                failure = await self._fetches.make_whole(name, done)
                 inputs = await self._look(replica)
-                if inputs.job is not None:
-                    undone = Failure(FailureClass.INTERNAL, f"the weights are still not whole: {inputs.todo}")
-                    return Unresolved(run, failure or undone, inputs.fingerprint)
         except TimeoutError:
             limit_s, weights = replica.spec.health.look_timeout_s, replica.spec.weights
             words = f"no answer within {limit_s:g} s from the file system of '{weights}', or of the binary"
             return Unresolved(run, Failure(FailureClass.UNREACHABLE, words), replica.inputs)
         finally:
-            if self._resolving.get(name) == run:
+            # An older look that ends late must not tell a newer run what it is started from.
+            wanted = self._resolving.get(name) is mine
+            if wanted:
                 del self._resolving[name]
+        if not wanted:
+            failure = failure or Failure(FailureClass.UNREACHABLE, "given up: nobody waits for it any more")
+            return Unresolved(run, inputs.failure or failure, inputs.fingerprint)
         if inputs.failure is not None or inputs.job is not None:
-            given_up = Failure(FailureClass.UNREACHABLE, "given up: nobody waits for it any more")
-            return Unresolved(run, inputs.failure or given_up, inputs.fingerprint)
+            words = f"the weights are still not whole: {inputs.todo}; something else changes the files"
+            undone = Failure(FailureClass.UNREACHABLE, words)
+            return Unresolved(run, inputs.failure or failure or undone, inputs.fingerprint)
         self._binaries[name], self._files[name] = inputs.binary, inputs.files
         return Resolved(run, replica.digest, inputs.fingerprint, inputs.evidence)
 

@@ -149,7 +149,7 @@ class Repo:
                 if error.errno == errno.ELOOP:
                     continue
                 raise self._unreadable(error) from error
-            blob = self._blob_of(entry)
+            blob = self.blob_of(Path(entry.path))
             path = PurePosixPath(os.path.relpath(entry.path, self.snapshot(commit))).as_posix()
             pins.append(Pin(path, size, blob if blob and _SHA256.fullmatch(blob) else None, blob))
         return tuple(sorted(pins, key=lambda pin: pin.path)) if found else None
@@ -186,11 +186,11 @@ class Repo:
             except OSError as error:
                 raise self._unreadable(error) from error
 
-    def _blob_of(self, entry: os.DirEntry[str]) -> str | None:
-        """Return the digest in the name of the blob of this repository that a link points to."""
-        if not entry.is_symlink():
+    def blob_of(self, link: Path) -> str | None:
+        """Return the digest in the name of the blob of this repository that a link points to; None for no link."""
+        if not link.is_symlink():
             return None
-        target = os.path.normpath(os.path.join(os.path.dirname(entry.path), os.readlink(entry.path)))
+        target = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
         folder, name = os.path.split(target)
         return name if is_digest(name) and folder == os.path.normpath(self.blobs) else None
 

@@ -31,6 +31,7 @@ from modelsupd.weights.base import (
 )
 from modelsupd.weights.cache import Repo, unreadable
 from modelsupd.weights.checking import Candidate, Checker, differs
+from modelsupd.weights.parts import FULL, cannot_write
 from modelsupd.weights.publishing import Listing, publish
 from modelsupd.weights.records import Records
 from modelsupd.weights.sources import local_files
@@ -74,7 +75,8 @@ class _Work:
                 found = self._local(part, locked)
             self._records.put(found, self._job.engine)
         except OSError as error:
-            raise unreadable(Path(error.filename or str(part.source)), error) from error
+            path = Path(error.filename or str(part.source))
+            raise (cannot_write if error.errno in FULL else unreadable)(path, error) from error
         return found
 
     # Progress
@@ -127,15 +129,17 @@ class _Work:
         pinned, listing = self._pins(part, source, repo, locked)
         assert pinned.commit is not None  # noqa: S101 - whatever is of the hub is of a commit
         candidates = [self._candidate(repo, pinned.commit, pin) for pin in pinned.files]
-        missing = [candidate for candidate in candidates if not self._is_there(candidate)]
+        present = [self._is_there(repo, pinned.commit, candidate) for candidate in candidates]
+        missing = [candidate for candidate, is_there in zip(candidates, present, strict=True) if not is_there]
         self._fetch(source, pinned, missing)
-        there = [candidate for candidate in candidates if candidate not in missing]
+        there = [candidate for candidate, is_there in zip(candidates, present, strict=True) if is_there]
         verdicts = dict(zip((it.pin.path for it in there), self._verified(part, there), strict=True))
         wrong = [it for it in there if differs(it.pin, verdicts[it.pin.path])]
         for candidate in wrong:
-            self._move_aside(candidate, verdicts[candidate.pin.path])
+            self._move_aside(repo, pinned.commit, candidate, verdicts[candidate.pin.path])
         self._fetch(source, pinned, wrong)
-        final = [replace(it, path=repo.blob(it.pin)) if it in (*missing, *wrong) else it for it in candidates]
+        fetched = {*missing, *wrong}
+        final = [replace(it, path=repo.blob(it.pin)) if it in fetched else it for it in candidates]
         pins = []
         for candidate in final:
             verdict = self._checker.known(candidate)
@@ -162,25 +166,51 @@ class _Work:
         return resolved.pinned(part, listing.commit, listing.files), listing
 
     def _candidate(self, repo: Repo, commit: str, pin: Pin) -> Candidate:
-        return Candidate(pin, resolved.placed_in(repo, commit, pin))
+        path = resolved.placed_in(repo, commit, pin)
+        other = repo.blob_of(path)
+        if other and pin.blob and len(other) == len(pin.blob) and other != pin.blob:
+            # A link to another file of the repository. That one is right, as far as its name goes, and others use it.
+            listed = _listed_pin(repo, commit, pin)
+            if listed and listed.blob == other:
+                raise _contradicted(path, other, pin.blob)
+            path = repo.blob(pin)
+        return Candidate(pin, path)
 
-    def _is_there(self, candidate: Candidate) -> bool:
+    def _is_there(self, repo: Repo, commit: str, candidate: Candidate) -> bool:
         try:
             found = candidate.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         if found.st_size == candidate.pin.size_bytes:
             return True
-        self._move_aside(candidate, None)
+        listed = _listed_pin(repo, commit, candidate.pin)
+        if listed and listed.size_bytes == found.st_size:
+            raise _contradicted(candidate.path, f"{found.st_size} bytes", f"{candidate.pin.size_bytes} bytes")
+        self._move_aside(repo, commit, candidate, None)
         return False
 
-    def _move_aside(self, candidate: Candidate, verdict: Verdict | None) -> None:
+    def _move_aside(self, repo: Repo, commit: str, candidate: Candidate, verdict: Verdict | None) -> None:
+        """Move a file aside that is wrong, unless another process, or a file of the same content, has seen to it."""
         pin, path = candidate.pin, candidate.path.resolve()
         wrong = differs(pin, verdict) if verdict is not None else None
-        expected, actual = wrong or (f"{pin.size_bytes} bytes", f"{path.stat().st_size} bytes")
-        why = f"expected {expected}, found {actual}"
-        digests = (expected.split()[-1], actual.split()[-1]) if wrong else (None, None)
-        moved = quarantine.move_aside(path, self._settings.state_dir, why, *digests, origin=candidate.path)
+        try:
+            size = path.stat().st_size
+            now = self._checker.known(candidate) if verdict is not None else None
+            if now != verdict or (verdict is None and size == pin.size_bytes):
+                return
+            expected, actual = wrong or (f"{pin.size_bytes} bytes", f"{size} bytes")
+            listed = _listed_pin(repo, commit, pin)
+            if wrong and verdict and listed and listed.sha256 == verdict.sha256:
+                raise _contradicted(candidate.path, actual, expected)
+            why = f"expected {expected}, found {actual}"
+            digests = (expected.split()[-1], actual.split()[-1]) if wrong else (None, None)
+            moved = quarantine.move_aside(path, self._settings.state_dir, why, *digests, origin=candidate.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            words = f"cannot move '{path}' aside, which is not what it should be: {error.strerror or error}"
+            kind = FailureClass.NO_SPACE if error.errno in FULL else FailureClass.WEIGHTS_UNAVAILABLE
+            raise WeightsError(kind, words, path=path) from error
         self._report(FileDone(pin.path, MOVED_ASIDE, pin.size_bytes, f"{why}; it lies in '{moved}' now"))
 
     def _fetch(self, source: HubSource, pinned: Pinned, wanted: Sequence[Candidate]) -> None:
@@ -222,7 +252,11 @@ class _Work:
             progress=lambda by_bytes: self._moved(by_bytes, pin),
             stop=self._stop,
         )
-        self._checker.fetched(replace(candidate, path=final), done.sha256)
+        if done.found:
+            # Others wrote it, and may have done so while it was read: it is believed as any other file is.
+            self._checker.check([replace(candidate, path=final)])
+        else:
+            self._checker.fetched(replace(candidate, path=final), done.sha256)
         self._report(FileDone(pin.path, FETCHED, pin.size_bytes))
 
     # Both
@@ -252,6 +286,17 @@ def _wrong(part: Part, candidate: Candidate, wrong: tuple[str, str], then: str) 
     said = "declared" if part.sha256 else "in the lock"
     words = f"cannot load '{candidate.path}': it has {actual}, and {said} is {expected}; {then}"
     return WeightsError(FailureClass.BAD_WEIGHTS, words, path=candidate.path)
+
+
+def _listed_pin(repo: Repo, commit: str, pin: Pin) -> Pin | None:
+    """Return a file as the hub listed it at this commit, where that is known."""
+    return next((one for one in repo.tree(commit) or () if one.path == pin.path), None)
+
+
+def _contradicted(path: Path, actual: str, expected: str) -> WeightsError:
+    """Return the error for a file that is as the hub has it, and not as the lock does: the lock is what is wrong."""
+    words = f"cannot load '{path}': it has {actual}, as the hub lists it at this commit, and in the lock is {expected}"
+    return WeightsError(FailureClass.BAD_WEIGHTS, f"{words}; it is left where it lies", path=path)
 
 
 def _listed(names: Sequence[str]) -> str:

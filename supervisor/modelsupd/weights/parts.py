@@ -39,7 +39,8 @@ _LOCK_EVERY_S = 0.05
 
 #: These file systems know no locks (or no allocation), and are used without.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+#: What a disk says that is full.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 # Not os.posix_fallocate: where the file system cannot allocate, the C library writes into every block instead, which
 # takes minutes for what weighs as much as weights do.
@@ -284,7 +285,7 @@ class PartFile:
         try:
             yield
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 status = os.fstat(self._fd)
                 missing = self.size - status.st_blocks * 512 - _free_bytes(self._fd)
                 raise self._no_space(max(1, missing), os.strerror(error.errno)) from error
@@ -314,7 +315,7 @@ def beside(final: Path, suffix: str) -> Path:
 
 def cannot_write(path: Path, error: OSError) -> WeightsError:
     """Return what it means that a file cannot be written."""
-    kind = FailureClass.NO_SPACE if error.errno in _FULL else FailureClass.WEIGHTS_UNAVAILABLE
+    kind = FailureClass.NO_SPACE if error.errno in FULL else FailureClass.WEIGHTS_UNAVAILABLE
     where = f" of {error.filename}" if error.filename and str(error.filename) != str(path) else ""
     return WeightsError(kind, f"cannot write {path}: {error.strerror or error}{where}", path=path)
 

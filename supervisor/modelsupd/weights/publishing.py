@@ -73,7 +73,8 @@ def publish(
         for link, blob in links:
             _link(snapshot, link, blob)
         with _where_allowed():
-            if not COMMIT.fullmatch(revision):
+            # Without the hub's word of now, another tool may know better what the revision is.
+            if not COMMIT.fullmatch(revision) and (listing is not None or cached.commit_of(revision) is None):
                 _keep_ref(cached.folder / "refs" / revision, commit)
     except OSError as error:
         raise _failed(repo, commit, error) from error

@@ -198,12 +198,24 @@ def local_files(source: LocalSource) -> tuple[tuple[str, Path], ...]:
         for name in names:
             file = Path(folder, name)
             if not name.startswith(".") and file.is_file():
+                if not _is_text(str(file)):
+                    words = f"cannot use '{path}': the name of {name!a} in it is not UTF-8; rename the file"
+                    raise WeightsError(FailureClass.BAD_WEIGHTS, words, path=path)
                 found[file.relative_to(path).as_posix()] = file.stat().st_size
         if len(found) > _MOST_FILES:
             words = f"cannot use '{path}': it holds more than {_MOST_FILES} files, and is no model's folder"
             raise WeightsError(FailureClass.BAD_WEIGHTS, words, path=path)
     pins = [Pin(name, size) for name, size in sorted(found.items())]
     return tuple((pin.path, path / pin.path) for pin in preferred(pins) or pins)
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name can be told, logged and recorded: Python has stand-ins for bytes that are no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _raise(error: OSError) -> None:

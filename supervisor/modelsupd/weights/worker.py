@@ -16,6 +16,7 @@ from typing import BinaryIO
 from modelsupd.core.events import Failure, FailureClass
 from modelsupd.weights.base import FileDone, Progress, Stopped, WeightsError
 from modelsupd.weights.job import carry_out
+from modelsupd.weights.verdicts import Verdicts
 from modelsupd.weights.wire import Finished, Report, read_job, report_line
 
 #: Engines and whoever is served by them come first.
@@ -62,7 +63,9 @@ def main() -> int:
     threading.Thread(target=_until_daemon_is_gone, args=(stop,), daemon=True).start()
     report = _Reporter(out)
     try:
-        carry_out(read_job(line), report, stop)
+        job = read_job(line)
+        carry_out(job, report, stop)
+        Verdicts(job.settings.state_dir).prune()
         finished = Finished()
     except Stopped:
         finished = Finished(Failure(FailureClass.UNREACHABLE, "cannot go on: told to stop; what was fetched is kept"))
