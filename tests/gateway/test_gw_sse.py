@@ -6,10 +6,10 @@ import itertools
 import json
 
 import pytest
-from gw_world import DONE, GOOD_STREAM, event, whole_answer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gw_world import DONE, GOOD_STREAM, event, whole_answer
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.sse import MAX_HELD_BYTES, Scanner, Usage
@@ -79,7 +79,7 @@ def test_bytes_pass_as_they_are_whatever_their_pieces(events: list[bytes], cuts:
     seen = Seen(*pieces_of(body, cuts), api=api).end()
     mended = api in (Api.MESSAGES, Api.RESPONSES)  # whose streams end otherwise
     assert seen.whole == body + (MENDED if mended and seen.scanner.cut else b"")
-    assert seen.scanner.bytes == seen.traffic.bytes == len(body)
+    assert seen.scanner.size_bytes == seen.traffic.bytes == len(body)
 
 
 @given(EVENTS, CUTS)

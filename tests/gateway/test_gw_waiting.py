@@ -29,11 +29,12 @@ class Gate:
         await talks(asked, writer)
 
 
-def test_no_more_than_the_limit_are_with_the_engine_and_the_rest_come_in_order() -> None:
+@pytest.mark.parametrize("limit", [1, 2])
+def test_no_more_than_the_limit_are_with_the_engine_and_the_rest_come_in_order(limit: int) -> None:
     async def test(world: World) -> None:
         gate = Gate()
         engine = await world.engine(gate)
-        world.table(model("m", engine, max_concurrent=2))
+        world.table(model("m", engine, max_concurrent=limit))
         clients: list[Client] = []
         for index in range(6):
             clients.append(await world.open("/v1/chat/completions", said(n=index)))
@@ -44,10 +45,12 @@ def test_no_more_than_the_limit_are_with_the_engine_and_the_rest_come_in_order()
         answers = [await client.rest() for client in clients]
 
         assert [answer.status for answer in answers] == [200] * 6
-        assert gate.most == 2
-        assert [asked.json["n"] for asked in engine.asked] == list(range(6))
+        assert gate.most == limit
+        # Two that are sent at the same time may overtake each other on the way.
+        order = [asked.json["n"] for asked in engine.asked]
+        assert all(abs(number - place) < limit for place, number in enumerate(order))
         queued = [entry.queue_s > 0 for entry in await world.recorded(6)]
-        assert queued.count(True) == 4
+        assert queued.count(True) == 6 - limit
         assert world.queued() == 0
 
     run(test)

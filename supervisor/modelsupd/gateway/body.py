@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modelsupd.core.routing import Need
 
@@ -60,8 +60,7 @@ class BodyError(ValueError):
     """A body that cannot be used, with the reason; the client is told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a body asks for. `silent`: no token at all, so that an answer of none is as it should be."""
 
     model: str | None = None
@@ -80,8 +79,11 @@ def read_json(body: bytes) -> Asked:
     if not isinstance(parsed, dict):
         raise BodyError("the body must be a JSON object")
     model = _name(parsed.get("model"))
-    # An engine in Python would take 1 for true as well; False == 0 must not be taken for "no token".
-    silent = any(type(parsed.get(key)) is int and parsed[key] == 0 for key in _LIMITS)
+    silent = False
+    for key in _LIMITS:
+        # `false` is 0, too, but not for an engine.
+        if key in parsed and parsed[key] == 0 and type(parsed[key]) is int:
+            silent = True
     return Asked(model, parsed.get("stream") is True, silent)
 
 

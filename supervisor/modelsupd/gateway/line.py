@@ -12,39 +12,18 @@ from typing import Protocol, cast
 import httptools
 import structlog
 
+from modelsupd.gateway import heads
+from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.relay import Relay
 
 log = structlog.get_logger()
 
 #: An answer's head that is longer than this is broken.
 MAX_HEAD_BYTES = 65536
-_MAX_HEADERS = 256
 
 _FINAL = 200
 
-#: Headers that go no further: those of the framing and of the connection to the engine (RFC 9110, 7.6.1), for one.
-_SPECIAL = frozenset(
-    {
-        b"content-length",
-        b"transfer-encoding",
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"trailer",
-        b"upgrade",
-        # What an engine says of other origins does not hold for the gateway's.
-        b"access-control-allow-credentials",
-        b"access-control-allow-headers",
-        b"access-control-allow-methods",
-        b"access-control-allow-origin",
-        b"access-control-allow-private-network",
-        b"access-control-expose-headers",
-        b"access-control-max-age",
-    }
-)
+_CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Keeper(Protocol):
@@ -66,26 +45,27 @@ class Line(asyncio.Protocol):
 
     __slots__ = (
         "_bodiless",
-        "_chunked",
+        "_chunks",
         "_clean",
-        "_head_bytes",
         "_in_chunk",
-        "_interim",
         "_keep",
         "_keeper",
+        "_lacking_bytes",
         "_open",
-        "_parser",
+        "_part",
         "_paused",
         "_relay",
+        "_sentinel",
         "_surplus",
         "_trailed",
+        "chunked",
         "complete",
         "endpoint",
+        "headers",
         "heard",
         "idle_since",
         "length",
         "made",
-        "pairs",
         "pieces",
         "reused",
         "status",
@@ -94,6 +74,7 @@ class Line(asyncio.Protocol):
     )
 
     transport: asyncio.Transport
+    headers: Headers
 
     def __init__(self, keeper: Keeper, endpoint: str) -> None:
         """Wait for `begin`."""
@@ -102,27 +83,27 @@ class Line(asyncio.Protocol):
         self.made = False
         self.reused = False
         self.pieces: list[bytes] = []
-        self.pairs: list[tuple[bytes, bytes]] = []
         self._keeper = keeper
         self._relay: Relay | None = None
-        self._parser = httptools.HttpResponseParser(self)
+        self._chunks: httptools.HttpResponseParser | None = None
         self._open = False
         self._paused = False
         self._reset()
 
     def _reset(self) -> None:
         self.status = 0
-        self.length: bytes | None = None
+        self.length: int | None = None
+        self.chunked = False
         self.whole = False
         self.complete = False
         self.heard = False
         self._bodiless = False
-        self._chunked = False
         self._clean = False
-        self._head_bytes = 0
         self._in_chunk = False
-        self._interim = False
         self._keep = False
+        self._lacking_bytes = 0
+        self._part = b""
+        self._sentinel: httptools.HttpResponseParser | None = None
         self._surplus = False
         self._trailed = False
 
@@ -177,38 +158,104 @@ class Line(asyncio.Protocol):
         self._open = self.made = True
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, and have it passed on."""
+        """Read what came, and have it passed on."""
         relay = self._relay
         if relay is None:
             self.drop()  # it spoke unasked, or still speaks though nobody listens any more
             return
         self.heard = True
         self.pieces.clear()
-        began_clean = self._clean
         try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if not self.complete:
-                relay.failed("bad-answer", f"no HTTP answer: {error.__context__ or error}")
-                return
-            self._surplus = True
-        if not self.status:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                relay.failed("bad-answer", f"more than {MAX_HEAD_BYTES} bytes of headers")
-                return
-        elif self._chunked:
-            # Behind a chunk's end there may stand the beginning of the next size, which only the end of line tells.
-            self._clean = not self._in_chunk and data.endswith(b"\r\n")
-            self.whole = began_clean and self._clean and not self._surplus and not self._trailed
-        if self._bodiless and self.status and not self.complete:
-            self.complete = True  # whatever length it promises; the parser waits for it, and is of no more use
-            self._keep = False
+            if self.status:
+                self._read_body(data)
+            else:
+                body = self._read_heads(data)
+                if not self.status:
+                    return
+                self._begin_body(body)
+        except (httptools.HttpParserError, _BrokenError) as error:
+            relay.failed("bad-answer", f"no HTTP answer: {error}")
+            return
         try:
             relay.took(self, data)
         except Exception:  # the connection of one client must not take the gateway with it
             log.exception("an exchange failed", path=relay.exchange.path)
             relay.exchange.abort()
+
+    def _read_heads(self, data: bytes) -> bytes:
+        """Read the answer's head, if it is whole, and what heads come before it; return what follows."""
+        fresh = data
+        if self._part:
+            data = self._part + data
+        while not self.status:
+            end = data.find(heads.END) + len(heads.END)
+            if (end if end >= len(heads.END) else len(data)) > MAX_HEAD_BYTES:
+                raise _BrokenError(f"more than {MAX_HEAD_BYTES} bytes of headers")
+            if end < len(heads.END):
+                self._wait_for_head(data, fresh)
+                return b""
+            head, length = heads.read_answer(data[:end])
+            if isinstance(head, str):
+                raise _BrokenError(head)
+            data = fresh = data[end:]
+            self._part, self._sentinel = b"", None
+            if head.status >= _FINAL:
+                self.status = head.status
+                self.headers = head.headers
+                self.length = length
+                self.chunked = head.chunked
+                self._keep = head.keep
+        return data
+
+    def _wait_for_head(self, data: bytes, fresh: bytes) -> None:
+        """Keep a part of a head, unless it can become none: its exchange would wait for nothing."""
+        self._part = data
+        if fresh:
+            if self._sentinel is None:
+                self._sentinel = httptools.HttpResponseParser(None)  # nothing is asked of it but whether it objects
+            self._sentinel.feed_data(fresh)
+
+    def _begin_body(self, data: bytes) -> None:
+        """Read what came of a body with its head."""
+        if self._bodiless or self.status in (204, 304):
+            self.complete = True  # whatever length it promises
+            self._surplus = bool(data)
+        elif self.chunked:
+            if self._chunks is None:
+                self._chunks = httptools.HttpResponseParser(self)
+            self._chunks.feed_data(_CHUNKED_HEAD)
+            self._trailed = False
+            self._read_body(data)
+            self.whole = False
+        else:
+            self._lacking_bytes = self.length or 0
+            self.complete = self.length == 0
+            if data:
+                self._read_body(data)
+
+    def _read_body(self, data: bytes) -> None:
+        """Read a part of a body."""
+        if self.chunked and self._chunks is not None:
+            began_clean = self._clean
+            try:
+                self._chunks.feed_data(data)
+            except httptools.HttpParserError:
+                if not self.complete:
+                    raise
+                self._surplus = True
+            # Behind a chunk's end there may stand the beginning of the next size, which only the end of line tells.
+            self._clean = not self._in_chunk and (data.endswith(b"\r\n") or not data)
+            self.whole = began_clean and self._clean and not self._surplus and not self._trailed
+        elif self.length is None:
+            self.pieces.append(data)
+        else:
+            if len(data) > self._lacking_bytes:
+                data = data[: self._lacking_bytes]
+                self._surplus = True
+            self._lacking_bytes -= len(data)
+            self.complete = self._lacking_bytes == 0
+            if data:
+                self.pieces.append(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end for the end of the answer where nothing else marks it; else the engine failed."""
@@ -223,7 +270,7 @@ class Line(asyncio.Protocol):
         self.pieces.clear()
         self.whole = False
         try:
-            if self.status and exc is None and self.length is None and not self._chunked:
+            if self.status and exc is None and self.length is None and not self.chunked:
                 self.complete = True
                 relay.took(self, b"")
             else:
@@ -232,45 +279,16 @@ class Line(asyncio.Protocol):
             log.exception("an exchange failed", path=relay.exchange.path)
             relay.exchange.abort()
 
-    # httptools
+    # httptools, of chunks
 
     def on_message_begin(self) -> None:
-        """Refuse what follows a complete answer; make ready for one that follows an interim one."""
+        """Refuse what follows a complete answer."""
         if self.complete:
             raise _BrokenError("more than one answer came")
-        self.pairs = []
-        self.length = None
-        self._chunked = False
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; note what frames the body. Trailers are dropped."""
-        if self.status:
-            self._trailed = True
-            return
-        key = name.lower()
-        if key not in _SPECIAL:
-            self.pairs.append((key, value))
-            if len(self.pairs) > _MAX_HEADERS:
-                raise _BrokenError(f"more than {_MAX_HEADERS} headers")
-        elif key == b"content-length":
-            self.length = value
-        elif key == b"transfer-encoding":
-            if value.lower() != b"chunked" or self._chunked:
-                raise _BrokenError("a Transfer-Encoding other than `chunked`")
-            self._chunked = True
-
-    def on_headers_complete(self) -> None:
-        """Note the status; an informational one is not the answer."""
-        status = self._parser.get_status_code()
-        if status < _FINAL:
-            self._interim = True
-            return
-        if self._chunked and self.length is not None:
-            raise _BrokenError("both Content-Length and Transfer-Encoding")
-        if status in (204, 304):
-            self._bodiless = True
-        self.status = status
-        self._keep = self._parser.should_keep_alive()
+    def on_header(self, name: bytes, value: bytes) -> None:  # noqa: ARG002 - the parser's
+        """Note that there are trailers, which are dropped."""
+        self._trailed = True
 
     def on_chunk_header(self) -> None:
         """Note that a chunk has begun."""
@@ -286,7 +304,4 @@ class Line(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Note the end of the answer."""
-        if self._interim:
-            self._interim = False
-        else:
-            self.complete = True
+        self.complete = True

@@ -9,16 +9,13 @@ whatever could be read in two ways is an error, and nothing is repaired.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from modelsupd.gateway.base import Limits
-
-METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 
 #: Headers of one connection, not of the message (RFC 9110, 7.6.1), and those that frame it: never passed in either way.
 HOP_BY_HOP = frozenset(
@@ -59,7 +56,6 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES = {code: f"HTTP/1.1 {code} {reason}".encode() for code, reason in _REASONS.items()}
 
 _CONTINUES = b"100-continue"
-_UNUSUAL = frozenset({b"transfer-encoding", b"expect"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 JSON = (b"content-type", b"application/json")
@@ -79,7 +75,7 @@ class Refusal:
 class Headers:
     """The headers of a message, in order. Names are matched in any case; values are latin-1."""
 
-    __slots__ = ("first", "pairs")
+    __slots__ = ("_for_engine", "_lines", "first", "pairs")
 
     def __init__(self, pairs: list[tuple[bytes, bytes]]) -> None:
         """Take names in lower case, and values."""
@@ -88,6 +84,8 @@ class Headers:
         """The first value of each name, which is in lower case."""
         if len(self.first) != len(pairs):
             self.first = dict(reversed(pairs))
+        self._lines: bytes | None = None
+        self._for_engine: bytes | None = None
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of that name, or `default`."""
@@ -103,24 +101,36 @@ class Headers:
         """Tell whether there is one of that name."""
         return name.lower().encode("latin-1") in self.first
 
+    def lines(self) -> bytes:
+        """Return them as lines, each with its end."""
+        if self._lines is None:
+            self._lines = _lines(self.pairs)
+        return self._lines
+
+    def for_engine(self) -> bytes:
+        """Return, as lines, what an engine is told of them: not what is of the connection, nor of who asks."""
+        if self._for_engine is None:
+            dropped = _NOT_FOR_ENGINES
+            named = self.first.get(b"connection")
+            if named is not None:
+                dropped = dropped | {word.strip().lower() for word in named.split(b",")}
+            # A name with an underscore is the same as one with a hyphen to every server that speaks CGI or WSGI.
+            passed = [pair for pair in self.pairs if pair[0] not in dropped and b"_" not in pair[0]]
+            self._for_engine = _lines(passed)
+        return self._for_engine
+
     def count(self, name: bytes) -> int:
         """Return how many there are of that name, which is given in lower case."""
         return sum(key == name for key, _ in self.pairs)
 
 
-def examine(method: bytes, version: str, headers: Headers, limits: Limits) -> Refusal | None:
+def _lines(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % pair for pair in pairs])
+
+
+def examine(method: bytes, version: str, headers: Headers) -> Refusal | None:
     """Return why the request with this head is not taken, None if it may go on."""
-    first = headers.first
-    if (
-        method in METHODS
-        and version == "1.1"
-        and len(first) == len(headers.pairs)
-        and first.keys().isdisjoint(_UNUSUAL)
-        and _is_host(first.get(b"host", b"/"))
-        and int(first.get(b"content-length", b"0")) <= limits.max_body_bytes
-    ):
-        return None
-    return _examine_line(method, version, headers) or _examine_body(version, headers, limits)
+    return _examine_line(method, version, headers) or _examine_body(version, headers)
 
 
 def _examine_line(method: bytes, version: str, headers: Headers) -> Refusal | None:
@@ -131,34 +141,23 @@ def _examine_line(method: bytes, version: str, headers: Headers) -> Refusal | No
     hosts = headers.count(b"host")
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         return Refusal(400, "there must be exactly one Host header")
-    if not _is_host(headers.first.get(b"host", b"")):
+    if _HOST.fullmatch(headers.first.get(b"host", b"")) is None:
         return Refusal(400, "the Host header is malformed")
     return None
 
 
-def _examine_body(version: str, headers: Headers, limits: Limits) -> Refusal | None:
+def _examine_body(version: str, headers: Headers) -> Refusal | None:
     first = headers.first
     coding = first.get(b"transfer-encoding")
     if coding is not None and version == "1.0":
         return Refusal(400, "HTTP/1.0 has no Transfer-Encoding")
     if coding is not None and (coding.lower() != b"chunked" or headers.count(b"transfer-encoding") > 1):
         return Refusal(501, "no Transfer-Encoding but `chunked` is supported")
-    if int(first.get(b"content-length", b"0")) > limits.max_body_bytes:
-        return Refusal(413, f"the body is larger than {limits.max_body_bytes} bytes")
     if version == "1.1" and first.get(b"expect", _CONTINUES).lower() != _CONTINUES:
         return Refusal(417, "no Expect but `100-continue` is supported")
     return None
 
 
-# Hosts and targets are few, and come again with every request.
-
-
-@functools.lru_cache(maxsize=256)
-def _is_host(value: bytes) -> bool:
-    return _HOST.fullmatch(value) is not None
-
-
-@functools.lru_cache(maxsize=256)
 def target(url: bytes, method: str) -> tuple[str, str] | Refusal:
     """Return path and query of a request's target, which has to be a path, or a URL with one (RFC 9112, 3.2)."""
     if _PATH.fullmatch(url) is None or (url == b"*" and method != "OPTIONS"):
@@ -176,34 +175,23 @@ def sane_request_id(value: bytes | None) -> str | None:
 
 
 def request_head(method: str, path: str, headers: Headers, host: bytes, length: int) -> bytes:
-    """Return the head of the request to an engine: what the client sent, but for what is not the engine's to know."""
-    dropped = _NOT_FOR_ENGINES
-    named = headers.first.get(b"connection")
-    if named is not None and named.lower() not in (b"keep-alive", b"close"):
-        dropped = dropped | {word.strip().lower() for word in named.split(b",")}
-    lines = [f"{method} {path} HTTP/1.1".encode("latin-1"), b"host: " + host]
-    # A name with an underscore is the same as one with a hyphen to every server that speaks CGI or WSGI behind.
-    lines += [b": ".join(pair) for pair in headers.pairs if pair[0] not in dropped and b"_" not in pair[0]]
+    """Return the head of the request to an engine."""
+    line = f"{method} {path} HTTP/1.1".encode("latin-1")
     if length or method in _WITH_BODY:
-        lines.append(b"content-length: %d" % length)
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+        return b"%b\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (line, host, headers.for_engine(), length)
+    return b"%b\r\nhost: %b\r\n%b\r\n" % (line, host, headers.for_engine())
 
 
-def answer_head(
-    status: int, pairs: Iterable[tuple[bytes, bytes]], added: Sequence[tuple[bytes, bytes]], framing: bytes
-) -> bytes:
+def answer_head(status: int, headers: Headers, added: Sequence[tuple[bytes, bytes]], framing: bytes) -> bytes:
     """Return the head of an answer that an engine gave.
 
     `framing` is the lines, each with its end, that say where the body ends and what becomes of the connection. Headers
     that are added take the place of the engine's own of the same name.
     """
     names = {name.lower() for name, _ in added}
-    lines = [status_line(status)]
-    lines += [b": ".join(pair) for pair in pairs if pair[0] not in names]
-    lines += map(b": ".join, added)
-    lines.append(framing + b"\r\n")
-    return b"\r\n".join(lines)
+    if not names.isdisjoint(headers.first):
+        headers = Headers([pair for pair in headers.pairs if pair[0] not in names])
+    return b"%b\r\n%b%b%b\r\n" % (status_line(status), headers.lines(), _lines(added), framing)
 
 
 def own_head(status: int, headers: Iterable[tuple[bytes, bytes]], framing: bytes, date: bytes) -> bytes:

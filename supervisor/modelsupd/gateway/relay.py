@@ -46,10 +46,10 @@ class EngineLine(Protocol):
     status: int
     """Of the answer's head, 0 until that is complete."""
     pieces: list[bytes]
-    pairs: list[Pair]
-    """The headers of the answer, names in lower case; those that frame it left out."""
-    length: bytes | None
-    """The Content-Length, as it came."""
+    headers: Headers
+    """Those of the answer that go on."""
+    length: int | None
+    """The Content-Length."""
     whole: bool
     """The last bytes were whole chunks and nothing else."""
     complete: bool
@@ -282,13 +282,13 @@ class Relay:
         if exchange.body:
             exchange.body = b""
             client.release_body()
-        self._observer.head(status, Headers(line.pairs))
+        self._observer.head(status, line.headers)
         if exchange.began or self.over:
             self._streaming = exchange.chunked and client.minor == 1
             return b""
         bodiless = exchange.method == "HEAD" or status in (204, 304)
         if line.length is not None and status != 204:  # noqa: PLR2004 - No Content has no length (RFC 9110, 8.6)
-            framing = b"content-length: %b\r\n%b" % (line.length, exchange.connection_line())
+            framing = b"content-length: %d\r\n%b" % (line.length, exchange.connection_line())
         elif bodiless:
             framing = exchange.connection_line()
         else:
@@ -296,7 +296,7 @@ class Relay:
         exchange.began = True
         exchange.chunked = line.length is None and not bodiless
         self._streaming = exchange.chunked and client.minor == 1
-        return parsing.answer_head(status, line.pairs, self._headers_added, framing)
+        return parsing.answer_head(status, line.headers, self._headers_added, framing)
 
     def _pass(self, line: EngineLine, out: bytes, data: bytes) -> None:
         """Pass on the pieces that came, behind the head if there is one, and end with the answer."""
@@ -370,8 +370,7 @@ class Relay:
             self._pass(line, self._begin(line), b"")
 
     def _answer(self, line: EngineLine, held: list[bytes]) -> Answer:
-        headers = Headers(line.pairs)
-        return Answer(line.status, headers, b"".join(held)[:MAX_HELD_BYTES])
+        return Answer(line.status, line.headers, b"".join(held)[:MAX_HELD_BYTES])
 
     def _close(self) -> None:
         """Let go of everything; an engine that is still at it sees its connection closed."""

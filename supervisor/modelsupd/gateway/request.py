@@ -12,14 +12,14 @@ from typing import Protocol
 
 import httptools
 
-from modelsupd.gateway import parsing
+from modelsupd.gateway import heads
 from modelsupd.gateway.base import Limits
 from modelsupd.gateway.parsing import Headers, Refusal
 
 #: Chunks of a request may not be all framing: so much of it, and as much again as there is body.
 _FRAMING_BYTES = 65536
 
-_END = b"\r\n\r\n"
+_CHUNKED_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Gauge(Protocol):
@@ -28,186 +28,189 @@ class Gauge(Protocol):
     buffered_bytes: int
 
 
-class _StopError(Exception):
-    """Raised in a parser's callback to stop it."""
+class _SurplusError(Exception):
+    """Raised in the parser's callback to stop it behind the last chunk."""
+
+
+class _Chunks:
+    """The chunks of one body."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.complete = False
+        self.came_bytes = 0
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(_CHUNKED_HEAD)
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise _SurplusError
+
+    def on_body(self, piece: bytes) -> None:
+        self.pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
 
 
 class Reader:
     """The reader of one connection. `feed` it until `complete` or `refusal`; `reset` it for the next request."""
+
+    __slots__ = (
+        "_body",
+        "_chunks",
+        "_gauge",
+        "_length",
+        "_limits",
+        "_part",
+        "_sentinel",
+        "body_bytes",
+        "complete",
+        "expects",
+        "headed",
+        "headers",
+        "keep",
+        "method",
+        "minor",
+        "path",
+        "query",
+        "refusal",
+    )
 
     headers: Headers
 
     def __init__(self, limits: Limits, gauge: Gauge) -> None:
         """Read the first request."""
         self._limits = limits
-        self._max_headers = limits.max_headers
         self._gauge = gauge
-        self._parser = httptools.HttpRequestParser(self)
         self._body: list[bytes] = []
         self.body_bytes = 0
         self.refusal: Refusal | None = None
         self.method = self.path = self.query = ""
+        self.minor = 1
         self.reset()
 
     def reset(self) -> None:
         """Make ready for the next request."""
-        self._url = b""
-        self._pairs: list[tuple[bytes, bytes]] = []
-        self._chunked = False
+        self._part = b""
+        self._sentinel: httptools.HttpRequestParser | None = None
+        self._chunks: _Chunks | None = None
         self._length = 0
-        self._seen_bytes = 0
-        self._tail = b""
-        self._upgraded = False
         self.complete = False
         self.headed = False
         self.expects = False
         self.keep = True
-        self.minor = 1
 
     def take_body(self) -> bytes:
         """Return the body of a request that is whole. It counts until `release`."""
         body = self._body
+        if not body:
+            return b""
         whole = body[0] if len(body) == 1 else b"".join(body)
         body.clear()
         return whole
 
     def release(self) -> None:
         """Let go of the body."""
-        if self.body_bytes:
-            self._body.clear()
-            self._gauge.buffered_bytes -= self.body_bytes
-            self.body_bytes = 0
+        self._body.clear()
+        self._gauge.buffered_bytes -= self.body_bytes
+        self.body_bytes = 0
 
     def feed(self, data: bytes) -> bytes:
         """Read data; return what follows the request where that is whole."""
-        was_headed, came_bytes = self.headed, self.body_bytes
-        self._seen_bytes += len(data)
-        rest = b""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self.refusal is None:
-                rest = self._behind_upgrade(data, upgrade.args[0])
-        except httptools.HttpParserError as error:
-            if self.refusal is None and self.complete:
-                rest = self._surplus(data, was_headed=was_headed, came_bytes=came_bytes)
-            elif self.refusal is None:
-                self.refusal = Refusal(400, f"the request cannot be read: {error}")
-        if self._seen_bytes > self._limits.max_head_bytes and self.refusal is None:
-            self._check_sizes(data, was_headed=was_headed)
         if not self.headed:
-            self._tail = (self._tail + data)[-3:]
-        return rest
-
-    def _behind_upgrade(self, data: bytes, at: int) -> bytes:
-        """Read the body of a request that offers another protocol, which is not taken.
-
-        The parser takes what follows such a head for the other protocol. Java's own client sends one with every first
-        request (`Upgrade: h2c`), body and all, so another parser is told where the body ends and nothing else.
-        """
-        self._parser = httptools.HttpRequestParser(self)
-        if not self._chunked and not self._length:
-            return data[at:]
-        self.complete = False
-        self._upgraded = True
-        framing = b"Transfer-Encoding: chunked" if self._chunked else b"Content-Length: %d" % self._length
-        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b%b" % (framing, _END))
-        self._upgraded = False
-        self._seen_bytes -= len(data) - at
-        return self.feed(data[at:]) if at < len(data) else b""
-
-    def _surplus(self, data: bytes, *, was_headed: bool, came_bytes: int) -> bytes:
-        """Return what follows a request that is whole; the parser has gone too far and is put aside."""
-        self._parser = httptools.HttpRequestParser(self)
-        if self._chunked or not self.keep:
-            self.keep = False
+            fresh = data
+            if self._part:
+                data = self._part + data
+            end = data.find(heads.END) + len(heads.END)
+            if end < len(heads.END):
+                self._wait_for_head(data, fresh)
+                return b""
+            self._read_head(data[:end])
+            if self.refusal is not None:
+                return b""
+            data = data[end:]
+        if self._chunks is not None:
+            self._read_chunks(self._chunks, data)
             return b""
-        if was_headed:
-            return data[self._length - came_bytes :]
-        joined = self._tail + data
-        return joined[joined.index(_END) + len(_END) + self._length :]
+        lacking = self._length - self.body_bytes
+        if len(data) < lacking:
+            self._take(data)
+            return b""
+        if lacking:
+            self._take(data[:lacking])
+        self.complete = self.refusal is None
+        return data[lacking:]
 
-    def _check_sizes(self, data: bytes, *, was_headed: bool) -> None:
-        """Refuse a head that is too long, whether it came whole or not, and a body that is nothing but framing."""
-        limit = self._limits.max_head_bytes
-        if not was_headed:
-            head_bytes = self._seen_bytes
-            if self.headed:
-                joined = self._tail + data
-                head_bytes -= len(joined) - joined.index(_END) - len(_END)
-            if head_bytes > limit:
-                in_target = len(self._url) > limit or (not self.headed and not self._pairs)
-                what = "target" if in_target else "head"
-                words = f"the request's {what} is longer than {limit} bytes"
-                self.refusal = Refusal(414 if in_target else 431, words)
-                return
-        if self._chunked and self._seen_bytes > 2 * self.body_bytes + limit + _FRAMING_BYTES:
-            self.refusal = Refusal(400, "the request's chunks are too small for what they hold")
+    def _wait_for_head(self, data: bytes, fresh: bytes) -> None:
+        """Keep a part of a head, unless it is too long or can become none: its sender would wait for an answer."""
+        if len(data) > self._limits.max_head_bytes:
+            self.refusal = self._too_long(data)
+            return
+        if self._sentinel is None:
+            self._sentinel = httptools.HttpRequestParser(None)  # nothing is asked of it but whether it objects
+        self._part += fresh
+        try:
+            self._sentinel.feed_data(fresh)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.refusal = Refusal(400, f"the request cannot be read: {error}")
 
-    def _stop(self, refusal: Refusal) -> None:
-        self.refusal = refusal
-        raise _StopError
-
-    # httptools
-
-    def on_message_begin(self) -> None:
-        """Stop at what follows a request that is whole."""
-        if self.complete:
-            raise _StopError
-
-    def on_url(self, url: bytes) -> None:
-        """Collect the target."""
-        if not self._upgraded:
-            self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header."""
-        pairs = self._pairs
-        pairs.append((name.lower(), value))
-        if len(pairs) > self._max_headers:
-            self._stop(Refusal(431, f"the request has more than {self._max_headers} headers"))
-
-    def on_headers_complete(self) -> None:
+    def _read_head(self, data: bytes) -> None:
         """Decide whether the request may go on."""
-        if self._upgraded:
+        limits = self._limits
+        if len(data) > limits.max_head_bytes:
+            self.refusal = self._too_long(data)
+            return
+        head, length = heads.read_request(data)
+        if isinstance(head, Refusal):
+            self.refusal = head
             return
         self.headed = True
-        parser = self._parser
-        self.headers = headers = Headers(self._pairs)
-        self._pairs = []  # for trailers, which are dropped
-        method = parser.get_method()
-        self.keep = parser.should_keep_alive()
-        first = headers.first
-        # Only HTTP/1.1 keeps a connection without being asked to.
-        version = "1.1" if self.keep and b"connection" not in first else parser.get_http_version()
-        if version == "1.0":
-            self.minor = 0
-        refusal = parsing.examine(method, version, headers, self._limits)
-        if refusal is not None:
-            self._stop(refusal)
-        self.method = parsing.METHODS[method]
-        found = parsing.target(self._url, self.method)
-        if isinstance(found, Refusal):
-            self._stop(found)
-        else:
-            self.path, self.query = found
-        length = first.get(b"content-length")
-        if length is not None:
-            self._length = int(length)
-        self._chunked = b"transfer-encoding" in first
-        self.expects = b"expect" in first and self.minor == 1
+        self.method = head.method
+        self.path = head.path
+        self.query = head.query
+        self.headers = head.headers
+        self.minor = head.minor
+        self.keep = head.keep
+        self.expects = head.expects
+        self._length = length
+        if head.chunked:
+            self._chunks = _Chunks()
+        if len(head.headers.pairs) > limits.max_headers:
+            self.refusal = Refusal(431, f"the request has more than {limits.max_headers} headers")
+        elif length > limits.max_body_bytes:
+            self.refusal = Refusal(413, f"the body is larger than {limits.max_body_bytes} bytes")
 
-    def on_body(self, piece: bytes) -> None:
+    def _too_long(self, data: bytes) -> Refusal:
+        limit = self._limits.max_head_bytes
+        in_target = not -1 < data.find(b"\r\n") <= limit
+        what = "target" if in_target else "head"
+        return Refusal(414 if in_target else 431, f"the request's {what} is longer than {limit} bytes")
+
+    def _read_chunks(self, chunks: _Chunks, data: bytes) -> None:
+        chunks.came_bytes += len(data)
+        try:
+            chunks.parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            if chunks.complete:
+                self.keep = False  # what follows is thrown away
+            else:
+                self.refusal = Refusal(400, f"the request's chunks cannot be read: {error}")
+                return
+        for piece in chunks.pieces:
+            self._take(piece)
+        chunks.pieces.clear()
+        self.complete = chunks.complete and self.refusal is None
+        if chunks.came_bytes > 2 * self.body_bytes + _FRAMING_BYTES and not self.complete and self.refusal is None:
+            self.refusal = Refusal(400, "the request's chunks are too small for what they hold")
+
+    def _take(self, piece: bytes) -> None:
         """Collect a piece of the body, within the limits."""
         limits, gauge = self._limits, self._gauge
         self._body.append(piece)
         self.body_bytes += len(piece)
         gauge.buffered_bytes += len(piece)
         if self.body_bytes > limits.max_body_bytes:
-            self._stop(Refusal(413, f"the body is larger than {limits.max_body_bytes} bytes"))
-        if gauge.buffered_bytes > limits.buffered_bytes:
-            self._stop(Refusal(503, "there are too many large requests at once; try again", 1))
-
-    def on_message_complete(self) -> None:
-        """Note that the request is whole."""
-        self.complete = True
+            self.refusal = Refusal(413, f"the body is larger than {limits.max_body_bytes} bytes")
+        elif gauge.buffered_bytes > limits.buffered_bytes:
+            self.refusal = Refusal(503, "there are too many large requests at once; try again", 1)

@@ -28,9 +28,9 @@ from modelsupd.gateway.traffic import Ledger
 AUTO = "auto"
 
 #: By which header a client says that its requests belong together, so that one replica gets them and its cache helps.
-SESSION_HEADERS = ("x-session-id", "x-session-affinity")
+SESSION_HEADERS = (b"x-session-id", b"x-session-affinity")
 
-_MAX_SESSION_CHARS = 256
+_MAX_SESSION_BYTES = 256
 
 #: Spellings without `/v1` that llama-server has and others have not.
 _SPELLINGS = {
@@ -40,6 +40,7 @@ _SPELLINGS = {
 }
 _EMBEDDINGS = frozenset({"/v1/embeddings", "/embeddings", "/embedding"})
 _COUNT_TOKENS = "/v1/messages/count_tokens"
+_FORM = b"multipart/form-data"
 _JSON: Pair = (b"content-type", b"application/json")
 _NO_TABLE = Trouble(503, "starting", "the gateway has not heard from its daemon yet", 1.0)
 _OK = 200
@@ -88,8 +89,11 @@ class Service:
     def handle(self, exchange: Exchange) -> None:
         """Answer a request, now or later."""
         target = api.find(exchange.method, exchange.path)
-        origin = exchange.headers.get("origin")
-        headers = [(b"x-request-id", exchange.request_id.encode()), *self.ways.cors.headers(origin or None)]
+        headers: list[Pair] = [(b"x-request-id", exchange.request_id.encode())]
+        origin = ""
+        if exchange.headers.first.get(b"origin") is not None:
+            origin = exchange.headers.get("origin")
+            headers += self.ways.cors.headers(origin)
         if isinstance(target, NoTarget):
             code = "not_found" if target.status != 405 else "method_not_allowed"  # noqa: PLR2004 - Method Not Allowed
             if target.allow:
@@ -130,16 +134,16 @@ class Service:
     # Requests for engines
 
     def _for_engine(self, exchange: Exchange, target: Target, headers: list[Pair], principal: Principal) -> None:
-        kind = exchange.headers.get("content-type")
-        form = kind[:19].lower() == "multipart/form-data"
+        kind = exchange.headers.first.get(b"content-type") or b""
+        form = exchange.headers.get("content-type") if kind[: len(_FORM)].lower() == _FORM else ""
         try:
-            asked = self._asked(exchange, kind if form else "")
+            asked = self._asked(exchange, form)
             found = self._find(exchange, asked, target, principal)
             if isinstance(found, Trouble):
                 self._refuse(exchange, headers, found, principal, asked.model or "")
                 return
             if found.name != asked.model and exchange.body:
-                self._rename(exchange, found.name, kind if form else "")
+                self._rename(exchange, found.name, form)
         except BodyError as error:
             self._refuse(exchange, headers, Trouble(400, "invalid_body", str(error)), principal)
             return
@@ -333,8 +337,11 @@ def _path(exchange: Exchange) -> str | None:
 
 
 def _session(headers: Headers) -> str | None:
-    value = next((value for name in SESSION_HEADERS if (value := headers.get(name))), None)
-    return value[:_MAX_SESSION_CHARS] if value else None
+    for name in SESSION_HEADERS:
+        value = headers.first.get(name)
+        if value:
+            return value[:_MAX_SESSION_BYTES].decode("latin-1")
+    return None
 
 
 def _trouble(refusal: Refusal) -> Trouble:

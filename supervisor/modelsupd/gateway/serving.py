@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from modelsupd.gateway import errors, finals
 from modelsupd.gateway.base import Api, EndedBy, Model, Run
@@ -20,6 +20,7 @@ from modelsupd.gateway.keys import Principal
 from modelsupd.gateway.ports import Answer, Done, Pair, UpstreamFailed
 from modelsupd.gateway.record import Entry
 from modelsupd.gateway.sse import Scanner
+from modelsupd.gateway.traffic import RunTraffic
 from modelsupd.gateway.waiting import Queue, Wait
 from modelsupd.gateway.wire import Kind
 
@@ -39,8 +40,7 @@ STREAM_HEADERS: tuple[Pair, ...] = ((b"x-accel-buffering", b"no"), (b"cache-cont
 _EVENT_STREAM: Pair = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Errand:
+class Errand(NamedTuple):
     """What is to be done for a client. `queued`: within the model's limits; `path` takes the place of its own."""
 
     api: Api
@@ -59,25 +59,17 @@ class Errand:
 class Serving:
     """The life of one request. It waits (in the model's queue), is relayed (in `desk.relays`), or is over."""
 
-    __slots__ = (
-        "_attempts",
-        "_desk",
-        "_errand",
-        "_error",
-        "_exchange",
-        "_holds_place",
-        "_model",
-        "_over",
-        "_queue",
-        "_relayed_at",
-        "_run",
-        "_scanner",
-        "_size_bytes",
-        "_status",
-        "_tried",
-        "_trouble",
-        "_wait",
-    )
+    # These stand in the class since most requests never change most of them.
+    _attempts = 0
+    _run: str = ""
+    _traffic: RunTraffic | None = None
+    _scanner: Scanner | None = None
+    _trouble: Trouble | None = None
+    _error = ""
+    _status = 0
+    _relayed_at = 0.0
+    _holds_place = False
+    _over = False
 
     def __init__(self, desk: Desk, exchange: Exchange, errand: Errand, model: Model) -> None:
         """Prepare; `begin` sets it going."""
@@ -89,15 +81,6 @@ class Serving:
         self._wait = Wait()
         self._size_bytes = len(exchange.body)
         self._tried: dict[str, int] = {}
-        self._attempts = 0
-        self._run: Run | None = None
-        self._scanner: Scanner | None = None
-        self._trouble: Trouble | None = None
-        self._error = ""
-        self._status = 0
-        self._relayed_at = 0.0
-        self._holds_place = False
-        self._over = False
 
     def begin(self) -> None:
         """Send it to an engine, let it wait, or say why neither."""
@@ -173,17 +156,17 @@ class Serving:
     def _relay(self, run: Run, now: float) -> None:
         desk, errand, model = self._desk, self._errand, self._model
         self._attempts += 1
-        self._run = run
+        self._run = key = run.key
         self._error = ""
         self._relayed_at = now
         if errand.queued:
             self._holds_place = True
             self._queue.active += 1
-        traffic = desk.ledger.of(run.key)
+        self._traffic = traffic = desk.ledger.of(key)
         traffic.begin(now)
         self._scanner = scanner = Scanner(errand.api, traffic, desk.clock, silent=errand.silent, mend=self._mend)
         desk.relays.add(self)
-        headers = [*errand.headers, (b"x-modelsupd-run", run.key.encode("latin-1", "replace"))]
+        headers = [*errand.headers, (b"x-modelsupd-run", key.encode("latin-1", "replace"))]
         if errand.stream:
             headers += STREAM_HEADERS
         self._exchange.relay(
@@ -244,8 +227,7 @@ class Serving:
 
     def _again(self) -> None:
         """Try another run, or wait for one."""
-        if self._run is not None:
-            self._tried[self._run.key] = self._tried.get(self._run.key, 0) + 1
+        self._tried[self._run] = self._tried.get(self._run, 0) + 1
         model = self._desk.model(self._model.name)
         if model is None or self._attempts >= MAX_ATTEMPTS:
             self._fail(self._trouble or errors.not_found(self._errand.asked, ()))
@@ -265,11 +247,10 @@ class Serving:
 
     def _blame(self, kind: Kind, words: str) -> None:
         """Report that the run failed this client."""
-        if self._run is not None:
-            run, desk = self._run.key, self._desk
-            desk.suspects.failed(run, desk.clock())
-            desk.ledger.of(run).failed()
-            desk.reports.evidence(run, kind, words)
+        desk = self._desk
+        desk.suspects.failed(self._run, desk.clock())
+        desk.ledger.of(self._run).failed()
+        desk.reports.evidence(self._run, kind, words)
         self._error = str(kind)
 
     def _done(self, done: Done) -> None:
@@ -279,10 +260,10 @@ class Serving:
         self._status = done.status
         if done.ended_by is EndedBy.CLIENT:
             self._error = "client_gone"
-        elif done.ended_by is EndedBy.ENGINE and self._scanner is not None and self._run is not None:
+        elif done.ended_by is EndedBy.ENGINE and self._scanner is not None:
             fault = self._scanner.fault
             if fault is None or fault.kind is None:
-                self._desk.suspects.proved(self._run.key)
+                self._desk.suspects.proved(self._run)
             else:
                 self._blame(fault.kind, fault.words)
             if fault is not None:
@@ -334,9 +315,10 @@ class Serving:
     def _leave_run(self) -> None:
         """Give back the run, and the place with it."""
         self._desk.relays.discard(self)
-        if self._scanner is not None and self._run is not None:
-            self._desk.ledger.of(self._run.key).end()
-            self._scanner = None
+        self._scanner = None
+        traffic, self._traffic = self._traffic, None
+        if traffic is not None:
+            traffic.end()
         if self._holds_place:
             self._holds_place = False
             self._queue.active -= 1
@@ -368,7 +350,7 @@ class Serving:
             key=errand.principal.name,
             asked=errand.asked,
             model=self._model.name,
-            run=self._run.key if self._run is not None else "",
+            run=self._run,
             status=self._status,
             stream=errand.stream,
             queue_s=self._wait.total_s,

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
@@ -28,6 +28,8 @@ MAX_HELD_BYTES = 65536
 #: Of an answer that is no stream, so much of its end is kept: what it used stands there.
 KEPT_BYTES = 65536
 
+_EVENTS = b"text/event-stream"
+
 _OK = 200
 _CLIENT_ERROR = 400
 _SERVER_ERROR = 500
@@ -36,7 +38,10 @@ _BUSY = 503
 _GENERATES = frozenset({Api.CHAT, Api.COMPLETION, Api.RESPONSES, Api.MESSAGES})
 
 _FINISH = re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"([A-Za-z_]{1,32})"')
-_USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_USAGE_WORD = b'"usage"'
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_COUNTS = re.compile(rb'"(prompt|completion|input|output)_tokens"\s*:\s*([0-9]{1,15})')
+_USAGE_BYTES = 1024
 #: Something was said: text that is not empty, reasoning, the call of a tool, or a part of its arguments.
 _CONTENT = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|thinking|refusal|arguments|partial_json|summary_text)"'
@@ -53,11 +58,9 @@ _ENDS = {
     Api.MESSAGES: re.compile(rb'"type"\s*:\s*"message_stop"'),
     Api.RESPONSES: re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed|cancelled)"'),
 }
-_DECODER = json.JSONDecoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Tokens as the engine counted them; None where it did not say."""
 
     tokens_in: int | None = None
@@ -76,31 +79,27 @@ class Fault:
 class Scanner:
     """The observer of one relay. What it found is in its attributes, and is whole once the answer has ended."""
 
-    __slots__ = (
-        "_api",
-        "_clock",
-        "_counted",
-        "_end_word",
-        "_error",
-        "_held",
-        "_kept",
-        "_loose",
-        "_mend",
-        "_silent",
-        "_traffic",
-        "_usage_at",
-        "_usage_first",
-        "bytes",
-        "content_at",
-        "done",
-        "ended",
-        "event_at",
-        "events",
-        "finish_reason",
-        "first_at",
-        "status",
-        "streams",
-    )
+    # These stand in the class since most answers never change most of them.
+    status = 0
+    streams = False
+    size_bytes = 0
+    events = 0
+    done = False
+    ended = False
+    finish_reason: str | None = None
+    first_at: float | None = None
+    """When the answer began."""
+    content_at: float | None = None
+    """When a stream first said something."""
+    event_at: float | None = None
+    """When the last event came."""
+    _held = b""
+    _kept = b""
+    _loose = False
+    _error: dict[str, Any] | None = None
+    _usage_at = b""
+    _usage_first = b""
+    _counted: Usage | None = None
 
     def __init__(
         self,
@@ -116,27 +115,12 @@ class Scanner:
         `mend` is asked for the last bytes of a stream that ends as if it were whole, and is not.
         """
         self._api = api
-        self._end_word = _END_WORDS.get(api, _DONE_WORD)
         self._traffic = traffic
         self._clock = clock
         self._silent = silent
         self._mend = mend
-        self._held = b""
-        self._loose = False
-        self._kept = b""
-        self._error: dict[str, Any] | None = None
-        self._usage_at = self._usage_first = b""
-        self._counted: Usage | None = None
-        self.status = 0
-        self.streams = False
-        self.bytes = 0
-        self.events = 0
-        self.done = False
-        self.ended = False
-        self.finish_reason: str | None = None
-        self.content_at: float | None = None
-        self.event_at: float | None = None
-        self.first_at: float | None = None
+        # Looked up once: the hash of an enum's member is computed by Python.
+        self._end_word = _END_WORDS.get(api, _DONE_WORD)
 
     # Observer
 
@@ -144,11 +128,12 @@ class Scanner:
         """Note the status, and whether events follow."""
         self.first_at = self._clock()
         self.status = status
-        self.streams = (headers.get("content-type") or "").lower().startswith("text/event-stream")
+        kind = headers.first.get(b"content-type")
+        self.streams = kind is not None and kind[: len(_EVENTS)].lower() == _EVENTS
 
     def data(self, piece: bytes, /) -> bytes | None:
         """Look at a piece; return None to pass it, or what passes instead because an event is not whole yet."""
-        self.bytes += len(piece)
+        self.size_bytes += len(piece)
         if not self.streams:
             self._keep(piece)
             return None
@@ -204,10 +189,12 @@ class Scanner:
     def usage(self) -> Usage:
         """Return the tokens, as far as the engine said."""
         if self._counted is None or not self.ended:
+            counted: dict[bytes, int] = {}
             # Anthropic's streams tell what went in at their start, and what came out at their end.
-            counted = _usage(self._usage_first) | _usage(self._usage_at)
-            tokens_in = _count(counted, "prompt_tokens", "input_tokens")
-            self._counted = Usage(tokens_in, _count(counted, "completion_tokens", "output_tokens"))
+            for text in (self._usage_first, self._usage_at):
+                counted.update((name, int(value)) for name, value in _COUNTS.findall(text))
+            tokens_in = counted.get(b"prompt", counted.get(b"input"))
+            self._counted = Usage(tokens_in, counted.get(b"completion", counted.get(b"output")))
         return self._counted
 
     @property
@@ -236,8 +223,10 @@ class Scanner:
         tokens = self.usage.tokens_out
         if tokens is not None:
             return tokens == 0
+        if self.streams:
+            return self.content_at is None
         # A response that is made in the background is answered with before anything was made.
-        return self.content_at is None and (self.streams or self._api is not Api.RESPONSES)
+        return self._api is not Api.RESPONSES and _CONTENT.search(self._kept) is None
 
     # Events
 
@@ -261,7 +250,7 @@ class Scanner:
             self.finish_reason = reasons[-1].decode()
         if b'"error"' in text:
             self._look_for_error(text)
-        if b'"usage"' in text:
+        if _USAGE_WORD in text:
             self._note_usage(text)
         if self._end_word in text and (end := _ENDS[self._api].search(text)):
             self.done = True
@@ -278,11 +267,12 @@ class Scanner:
                 self._error = error
 
     def _note_usage(self, text: bytes) -> None:
-        found = None
-        for found in _USAGE.finditer(text):  # noqa: B007 - the last one is meant
-            pass
-        if found is not None:
-            self._usage_at = text[found.end() : found.end() + 4096]
+        at = text.rfind(_USAGE_WORD)
+        while at >= 0 and (found := _USAGE.match(text, at)) is None:
+            at = text.rfind(_USAGE_WORD, 0, at)
+        if at >= 0 and found is not None:
+            event = text[found.end() : found.end() + _USAGE_BYTES]
+            self._usage_at = event.partition(b"\n\n")[0]
             if not self._usage_first and self._api is Api.MESSAGES:
                 self._usage_first = self._usage_at
 
@@ -311,7 +301,7 @@ class Scanner:
         self._loose = False
         self._kept = b""
         self._traffic.delivered(self.event_at, at)
-        self.bytes -= len(piece) - at  # the rest counts itself
+        self.size_bytes -= len(piece) - at  # the rest counts itself
         rest = self.data(piece[at:])
         return None if rest is None else piece[:at] + rest
 
@@ -320,17 +310,14 @@ class Scanner:
     def _keep(self, piece: bytes) -> None:
         self._traffic.delivered(self._clock(), len(piece))
         self._kept = piece if not self._kept else (self._kept + piece)[-KEPT_BYTES:]
-        if self.content_at is None and self._api in _GENERATES and _CONTENT.search(self._kept):
-            self.content_at = self._clock()
 
     def _look_at_answer(self) -> None:
         text = self._kept
         self.events = 1
         self._traffic.delivered(self._clock(), 0, 1)
-        if reasons := _FINISH.findall(text):
+        if (b'_reason":"' in text or b'_reason": "' in text) and (reasons := _FINISH.findall(text)):
             self.finish_reason = reasons[-1].decode()
-        if b'"usage"' in text:
-            self._note_usage(text)
+        self._note_usage(text)
 
 
 def _boundary(text: bytes) -> int:
@@ -375,18 +362,3 @@ def _judged(error: Mapping[str, Any]) -> Fault:
     if isinstance(code, int) and _CLIENT_ERROR <= code < _SERVER_ERROR:
         return Fault(None, f"status_{code}", words)
     return Fault(Kind.ERROR_IN_STREAM, "error_in_stream", words)
-
-
-def _usage(text: bytes) -> dict[str, Any]:
-    """Return the object that begins there, without what it says nothing of."""
-    if not text:
-        return {}
-    try:
-        parsed, _ = _DECODER.raw_decode(text.decode(errors="replace"))
-    except (ValueError, RecursionError):
-        return {}
-    return {key: value for key, value in parsed.items() if value is not None} if isinstance(parsed, dict) else {}
-
-
-def _count(usage: Mapping[str, Any], *names: str) -> int | None:
-    return next((usage[name] for name in names if type(usage.get(name)) is int), None)

@@ -6,6 +6,7 @@ Runs in the worker process, and in commands such as `modelsupd pull`. It decides
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,9 @@ from modelsupd.weights.wire import Job
 #: How many missing files are named; of more, the number is said.
 SHOWN = 5
 
+#: So often a file may vanish while it is looked at.
+MOST_VANISHINGS = 2
+
 #: How to bring what is missing to a machine that has no network.
 OFFLINE_ADVICE = (
     "where there is a network, 'modelsupd pull' and 'modelsupd export MODEL FILE.tar'; here 'modelsupd import FILE.tar'"
@@ -70,7 +74,7 @@ class _Work:
             raise Stopped
         try:
             if isinstance(part.source, HubSource):
-                found = self._of_hub(part, part.source, locked)
+                found = self._of_hub_at_last(part, part.source, locked)
             else:
                 found = self._local(part, locked)
             self._records.put(found, self._job.engine)
@@ -123,6 +127,13 @@ class _Work:
         return Pinned(str(part.source), None, tuple(candidate.pin for candidate in candidates), part.allow, part.ignore)
 
     # The hub's files
+
+    def _of_hub_at_last(self, part: Part, source: HubSource, locked: Pinned | None) -> Pinned:
+        """Begin again where a file vanishes under our hands: another process has moved it aside and fetches it."""
+        for _ in range(MOST_VANISHINGS):
+            with contextlib.suppress(FileNotFoundError):
+                return self._of_hub(part, source, locked)
+        return self._of_hub(part, source, locked)
 
     def _of_hub(self, part: Part, source: HubSource, locked: Pinned | None) -> Pinned:
         repo = Repo(self._settings.cache_dir, source.repo)

@@ -64,6 +64,7 @@ def publish(
         raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words)
     if why := path_problem(revision):
         raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, f"cannot use revision {revision!r} of {repo}: it {why}")
+    is_new = not snapshot.is_dir()
     try:
         snapshot.mkdir(parents=True, exist_ok=True)
         with _where_allowed():
@@ -73,8 +74,9 @@ def publish(
         for link, blob in links:
             _link(snapshot, link, blob)
         with _where_allowed():
-            # Without the hub's word of now, another tool may know better what the revision is.
-            if not COMMIT.fullmatch(revision) and (listing is not None or cached.commit_of(revision) is None):
+            # Of a commit that was here before and is only looked at again, it may be another one by now.
+            is_news = is_new or listing is not None or cached.commit_of(revision) is None
+            if is_news and not COMMIT.fullmatch(revision):
                 _keep_ref(cached.folder / "refs" / revision, commit)
     except OSError as error:
         raise _failed(repo, commit, error) from error

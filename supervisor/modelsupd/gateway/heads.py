@@ -1,0 +1,182 @@
+"""Heads of requests and answers, each read whole, by llhttp and by what `parsing` adds to it.
+
+A head is read as a pure function of its bytes, and what was read is kept for a while: the heads that a client sends on
+a connection, and an engine's, differ in little but Content-Length, which is therefore taken out beforehand. So most
+heads are not read at all. Whoever keeps one may not change it.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import httptools
+
+from modelsupd.gateway import parsing
+from modelsupd.gateway.parsing import Headers, Refusal
+
+END = b"\r\n\r\n"
+
+#: How many heads are kept, and up to what size: some 4 MiB at the worst, of each kind.
+_KEPT = 512
+_KEPT_BYTES = 4096
+
+#: As they are written by clients and engines; others are read with the rest of the head.
+_LENGTH_NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_MAX_DIGITS = 15
+
+_MAX_ANSWER_HEADERS = 256
+
+#: Headers of an answer that go no further: those of its framing and of the connection to the engine (RFC 9110, 7.6.1),
+#: and what an engine says of other origins, which does not hold for the gateway's.
+_NOT_FOR_CLIENTS = parsing.HOP_BY_HOP | {
+    b"access-control-allow-credentials",
+    b"access-control-allow-headers",
+    b"access-control-allow-methods",
+    b"access-control-allow-origin",
+    b"access-control-allow-private-network",
+    b"access-control-expose-headers",
+    b"access-control-max-age",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request's head that may go on. `length` counts bytes of the body where there is a Content-Length."""
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    minor: int
+    keep: bool
+    length: int
+    chunked: bool
+    expects: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """An answer's head. `length` is None where another thing tells the body's end; `headers` are those that go on."""
+
+    status: int
+    headers: Headers
+    keep: bool
+    length: int | None
+    chunked: bool
+
+
+def read_request(head: bytes) -> tuple[RequestHead | Refusal, int]:
+    """Return what a request's head says, and the length of its body if that is told beforehand, else 0."""
+    head, length = _without_length(head)
+    found = _request(head) if len(head) <= _KEPT_BYTES else _request.__wrapped__(head)
+    if length is None:
+        length = 0 if isinstance(found, Refusal) else found.length
+    return found, length
+
+
+def read_answer(head: bytes) -> tuple[AnswerHead | str, int | None]:
+    """Return what an answer's head says, or what is wrong with it; and the length of its body if that is told."""
+    head, length = _without_length(head)
+    found = _answer(head) if len(head) <= _KEPT_BYTES else _answer.__wrapped__(head)
+    if length is None and not isinstance(found, str):
+        length = found.length
+    return found, length
+
+
+def _without_length(head: bytes) -> tuple[bytes, int | None]:
+    """Return the head with a Content-Length of 0 in place of its own, and that; None where there is none.
+
+    A line that begins so is a header and nothing else, since llhttp refuses lines that are folded.
+    """
+    for name in _LENGTH_NAMES:
+        at = head.find(name)
+        if at >= 0:
+            begin = at + len(name)
+            end = head.index(b"\r\n", begin)
+            digits = head[begin:end]
+            if digits.isdigit() and len(digits) <= _MAX_DIGITS:
+                return head[:begin] + b"0" + head[end:], int(digits)
+            break
+    return head, None
+
+
+class _Parts:
+    """What a parser finds in a head."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.pairs: list[tuple[bytes, bytes]] = []
+        self.headed = False
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.pairs.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.headed = True
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _request(head: bytes) -> RequestHead | Refusal:
+    parts = _Parts()
+    parser = httptools.HttpRequestParser(parts)
+    wrong: Refusal | None = None
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer of another protocol is passed over
+    except httptools.HttpParserError as error:
+        wrong = Refusal(400, f"the request cannot be read: {error}")
+    if not parts.headed:
+        return wrong or Refusal(400, "the request cannot be read")
+    headers = Headers(parts.pairs)
+    version, method = parser.get_http_version(), parser.get_method()
+    wrong = parsing.examine(method, version, headers) or wrong
+    if wrong is not None:
+        return wrong
+    name = method.decode()
+    target = parsing.target(parts.url, name)
+    if isinstance(target, Refusal):
+        return target
+    return RequestHead(
+        name,
+        *target,
+        Headers([pair for pair in parts.pairs if pair[0] != b"content-length"]),
+        minor=0 if version == "1.0" else 1,
+        keep=parser.should_keep_alive(),
+        length=int(headers.first.get(b"content-length", b"0")),
+        chunked=b"transfer-encoding" in headers.first,
+        expects=b"expect" in headers.first and version == "1.1",
+    )
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _answer(head: bytes) -> AnswerHead | str:
+    parts = _Parts()
+    parser = httptools.HttpResponseParser(parts)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        return "it speaks another protocol"
+    except httptools.HttpParserError as error:
+        return str(error)
+    if not parts.headed:
+        return "its head is not whole"
+    if len(parts.pairs) > _MAX_ANSWER_HEADERS:
+        return f"more than {_MAX_ANSWER_HEADERS} headers"
+    headers = Headers(parts.pairs)
+    coding, length = headers.first.get(b"transfer-encoding"), headers.first.get(b"content-length")
+    if coding is not None and (coding.lower() != b"chunked" or headers.count(b"transfer-encoding") > 1):
+        return "a Transfer-Encoding other than `chunked`"
+    if coding is not None and length is not None:
+        return "both Content-Length and Transfer-Encoding"
+    return AnswerHead(
+        parser.get_status_code(),
+        Headers([pair for pair in parts.pairs if pair[0] not in _NOT_FOR_CLIENTS]),
+        keep=parser.should_keep_alive(),
+        length=None if length is None else int(length),
+        chunked=coding is not None,
+    )

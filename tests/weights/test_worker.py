@@ -1,0 +1,42 @@
+"""What a worker does beside its job, and what it is given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hosts import settled, small_gguf
+from modelsupd.runtime.fetching import worker_env
+from modelsupd.weights.base import LocalSource, Part, Role, Settings
+from modelsupd.weights.verdicts import Verdicts
+from modelsupd.weights.wire import Finished, Job, job_line, read_report
+
+
+def test_a_worker_throws_away_what_nobody_asked_for_in_months(place: Path) -> None:
+    settings = Settings(place / "hub", place / "state")
+    forgotten = Verdicts(settings.state_dir).folder / "1-2-3-4"
+    forgotten.parent.mkdir(parents=True)
+    settled(forgotten, b"{}")
+    path = settled(place / "w.gguf", small_gguf())
+    job = Job((Part(Role.WEIGHTS, LocalSource(path)),), (None,), settings, "llama.cpp")
+    command = [sys.executable, "-I", "-m", "modelsupd.weights.worker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=worker_env(os.environ)) as worker:
+        assert worker.stdin
+        assert worker.stdout
+        # It is held open: its end is the daemon's, and would stop the worker.
+        worker.stdin.write(job_line(job))
+        worker.stdin.flush()
+        said = worker.stdout.read()
+    assert read_report(said.splitlines()[-1]) == Finished()
+    assert [kept.name for kept in forgotten.parent.iterdir()] != []
+    assert not forgotten.exists()
+
+
+def test_a_worker_uses_the_tokens_that_the_command_line_would_use_and_no_other() -> None:
+    given = {"HUGGING_FACE_HUB_TOKEN": "hf_x", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "PYTHONPATH": "/elsewhere"}
+    passed = worker_env(given)
+    assert "PYTHONPATH" not in passed
+    assert given.items() - passed.items() == {("PYTHONPATH", "/elsewhere")}
