@@ -78,9 +78,10 @@ bench-%: $(READY)
 
 # Its fuzzer is installed by this target alone: nothing else needs it, and it is large.
 .PHONY: fuzz
-fuzz: $(READY) ## fuzz the readers of GGUF, safetensors and JSON, FUZZ_SECONDS=60 each
+fuzz: $(READY) ## fuzz the readers of GGUF, safetensors, JSON and HTTP, FUZZ_SECONDS=60 each
 	PIP_CONSTRAINT=constraints.txt $(PY) -m pip install --quiet --disable-pip-version-check atheris
 	PYTHONPATH=tests $(PY) fuzz/formats.py --seconds $(FUZZ_SECONDS)
+	PYTHONPATH=tests $(PY) fuzz/http_heads.py --seconds $(FUZZ_SECONDS)
 
 .PHONY: lint
 lint: $(READY) ## ruff and mypy --strict

@@ -19,6 +19,7 @@ FIGURES = {
     "resolve": "looking at a verified model of 50 files until an engine may be started on it",
     "sha256": "the digests of several files, against as many openssl processes",
     "download": "a file fetched from a hub on loopback and verified, against curl and openssl in a pipe",
+    "gateway": "requests a second, time to the first event, CPU and memory, against nginx and HAProxy",
     "gguf_header": "reading the header of a GGUF file with a large vocabulary, against gguf's own reader",
 }
 

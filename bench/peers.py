@@ -89,7 +89,7 @@ def bare(place: Path, program: Path) -> AbstractContextManager[list[Peer]]:
 
 def runit(place: Path, program: Path) -> AbstractContextManager[list[Peer]]:
     """Run runit's `runsv`, from Debian's package."""
-    runsv = shutil.which("runsv") or _unpacked("runit") / "usr/bin/runsv"
+    runsv = shutil.which("runsv") or unpacked("runit") / "usr/bin/runsv"
     if not Path(runsv).exists():
         raise Unavailable("the package runit holds no runsv")
     service = place / "service"
@@ -100,7 +100,7 @@ def runit(place: Path, program: Path) -> AbstractContextManager[list[Peer]]:
     return _running(place, "runit (runsv)", [runsv, service], how=signal.SIGTERM)
 
 
-def _unpacked(package: str) -> Path:
+def unpacked(package: str) -> Path:
     """Return where a Debian package lies unpacked, without installing it."""
     target = child.cache_dir() / package
     if not target.exists():

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
 import json
 
-import httptools
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from gateway_front import Fronted, echo, fronted, on_uvloop, post
 from modelsupd.gateway.base import Limits
 from modelsupd.gateway.exchange import Exchange
-from modelsupd.gateway.request import Reader
 from waiting import auntil
 
 _H = b"Host: h\r\n"
@@ -233,91 +227,3 @@ def test_more_connections_than_may_be_are_told_so() -> None:
                 await client.close()
 
     on_uvloop(main())
-
-
-class _Oracle:
-    """What llhttp itself makes of bytes."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[bytes, bytes, bytes]] = []
-        self.url = b""
-        self.body = b""
-        self.parser = httptools.HttpRequestParser(self)
-
-    def on_message_begin(self) -> None:
-        self.url = self.body = b""
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        self.requests.append((self.parser.get_method(), self.url, self.body))
-
-
-class _Gauge:
-    buffered_bytes = 0
-
-
-def _read(data: bytes, cuts: list[int]) -> list[tuple[str, str, bytes]]:
-    """Return the requests that a reader makes of data which come in pieces."""
-    gauge = _Gauge()
-    reader = Reader(Limits(), gauge)
-    found: list[tuple[str, str, bytes]] = []
-    edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    for begin, end in itertools.pairwise(edges):
-        piece = data[begin:end]
-        while piece:
-            if reader.complete:
-                if not reader.keep:
-                    return found
-                piece = piece.lstrip(b"\r\n")
-                if not piece:
-                    break
-                reader.release()
-                reader.reset()
-            piece = reader.feed(piece)
-            if reader.refusal is not None:
-                reader.release()
-                assert gauge.buffered_bytes == 0
-                return found
-            if reader.complete:
-                found.append((reader.method, reader.path, reader.take_body()))
-    reader.release()
-    assert gauge.buffered_bytes == 0
-    return found
-
-
-_WORDS = st.sampled_from(
-    [
-        *(b"GET", b"POST", b" / ", b"/x", b"HTTP/1.1", b"HTTP/1.0", b"\r\n", b"\r\n\r\n", b"\n", b"\r", b":", b" "),
-        *(b"Host: h\r\n", b"Content-Length: 3\r\n", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"),
-        *(b"Connection: close\r\n", b"Upgrade: h2c\r\nConnection: upgrade\r\n", b"\0", b"\t"),
-        *(b"abc", b"3\r\nabc\r\n", b"0\r\n\r\n"),
-        *(_get(), post(body=b"abc"), _chunked(b"3\r\nabc\r\n0\r\n\r\n")),
-    ]
-)
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.lists(_WORDS | st.binary(max_size=5), max_size=14), st.lists(st.integers(0, 500), max_size=5))
-@example([_get(), _get()], [3])
-@example([post(body=b"abc"), _get()], [60, 62])
-@example([_chunked(b"3\r\nabc\r\n0\r\n\r\n"), _get()], [])
-def test_any_bytes_in_any_pieces_never_crash_and_never_make_a_request_that_llhttp_does_not_see(
-    words: list[bytes], cuts: list[int]
-) -> None:
-    data = b"".join(words)
-    oracle = _Oracle()
-    with contextlib.suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
-        oracle.parser.feed_data(data)
-
-    whole = _read(data, [])
-    cut = _read(data, cuts)
-
-    if b"pgrade" not in data:  # of which the two make different things, on purpose
-        seen = [(method.decode(), body) for method, _, body in oracle.requests]
-        assert [(method, body) for method, _, body in whole] == seen[: len(whole)]
-        assert [(method, body) for method, _, body in cut] == seen[: len(cut)]

@@ -21,8 +21,10 @@ END = b"\r\n\r\n"
 _KEPT = 512
 _KEPT_BYTES = 4096
 
-#: As they are written by clients and engines; others are read with the rest of the head.
-_LENGTH_NAMES = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+#: As clients and engines write it.
+_LENGTH = b"\r\nContent-Length: "
+_LENGTH_IN_LOWER_CASE = _LENGTH.lower()
+_LENGTH_BYTES = len(_LENGTH)
 _MAX_DIGITS = 15
 
 _MAX_ANSWER_HEADERS = 256
@@ -71,7 +73,7 @@ def read_request(head: bytes) -> tuple[RequestHead | Refusal, int]:
     head, length = _without_length(head)
     found = _request(head) if len(head) <= _KEPT_BYTES else _request.__wrapped__(head)
     if length is None:
-        length = 0 if isinstance(found, Refusal) else found.length
+        return found, 0 if isinstance(found, Refusal) else found.length
     return found, length
 
 
@@ -80,34 +82,39 @@ def read_answer(head: bytes) -> tuple[AnswerHead | str, int | None]:
     head, length = _without_length(head)
     found = _answer(head) if len(head) <= _KEPT_BYTES else _answer.__wrapped__(head)
     if length is None and not isinstance(found, str):
-        length = found.length
+        return found, found.length
     return found, length
 
 
 def _without_length(head: bytes) -> tuple[bytes, int | None]:
     """Return the head with a Content-Length of 0 in place of its own, and that; None where there is none.
 
-    A line that begins so is a header and nothing else, since llhttp refuses lines that are folded.
+    A line that begins so is a header and nothing else, since llhttp refuses lines that are folded. One that is written
+    in another way is read with the rest.
     """
-    for name in _LENGTH_NAMES:
-        at = head.find(name)
-        if at >= 0:
-            begin = at + len(name)
-            end = head.index(b"\r\n", begin)
-            digits = head[begin:end]
-            if digits.isdigit() and len(digits) <= _MAX_DIGITS:
-                return head[:begin] + b"0" + head[end:], int(digits)
-            break
+    at = head.find(_LENGTH)
+    if at < 0:
+        at = head.find(_LENGTH_IN_LOWER_CASE)
+        if at < 0:
+            return head, None
+    begin = at + _LENGTH_BYTES
+    end = head.find(b"\r\n", begin)
+    digits = head[begin:end]
+    if digits.isdigit() and len(digits) <= _MAX_DIGITS:
+        return head[:begin] + b"0" + head[end:], int(digits)
     return head, None
 
 
 class _Parts:
     """What a parser finds in a head."""
 
+    parser: httptools.HttpRequestParser | httptools.HttpResponseParser
+
     def __init__(self) -> None:
         self.url = b""
         self.pairs: list[tuple[bytes, bytes]] = []
         self.headed = False
+        self.keep = False
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -117,12 +124,14 @@ class _Parts:
 
     def on_headers_complete(self) -> None:
         self.headed = True
+        self.keep = self.parser.should_keep_alive()  # which it forgets with the end of the message
+        del self.parser  # else the two would hold each other
 
 
 @functools.lru_cache(maxsize=_KEPT)
 def _request(head: bytes) -> RequestHead | Refusal:
     parts = _Parts()
-    parser = httptools.HttpRequestParser(parts)
+    parts.parser = parser = httptools.HttpRequestParser(parts)
     wrong: Refusal | None = None
     try:
         parser.feed_data(head)
@@ -146,7 +155,7 @@ def _request(head: bytes) -> RequestHead | Refusal:
         *target,
         Headers([pair for pair in parts.pairs if pair[0] != b"content-length"]),
         minor=0 if version == "1.0" else 1,
-        keep=parser.should_keep_alive(),
+        keep=parts.keep,
         length=int(headers.first.get(b"content-length", b"0")),
         chunked=b"transfer-encoding" in headers.first,
         expects=b"expect" in headers.first and version == "1.1",
@@ -156,27 +165,34 @@ def _request(head: bytes) -> RequestHead | Refusal:
 @functools.lru_cache(maxsize=_KEPT)
 def _answer(head: bytes) -> AnswerHead | str:
     parts = _Parts()
-    parser = httptools.HttpResponseParser(parts)
+    parts.parser = parser = httptools.HttpResponseParser(parts)
     try:
         parser.feed_data(head)
-    except httptools.HttpParserUpgrade:
-        return "it speaks another protocol"
-    except httptools.HttpParserError as error:
-        return str(error)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        return f"another protocol, or none: {error}"
+    headers = Headers(parts.pairs)
+    coding, length = headers.first.get(b"transfer-encoding"), headers.first.get(b"content-length")
+    wrong = _wrong_with(parts, headers)
+    if wrong is not None:
+        return wrong
+    return AnswerHead(
+        parser.get_status_code(),
+        Headers([pair for pair in parts.pairs if pair[0] not in _NOT_FOR_CLIENTS]),
+        keep=parts.keep,
+        length=None if length is None else int(length),
+        chunked=coding is not None,
+    )
+
+
+def _wrong_with(parts: _Parts, headers: Headers) -> str | None:
+    """Return what an answer's head may not say, though it can be read."""
+    coding = headers.first.get(b"transfer-encoding")
     if not parts.headed:
         return "its head is not whole"
     if len(parts.pairs) > _MAX_ANSWER_HEADERS:
         return f"more than {_MAX_ANSWER_HEADERS} headers"
-    headers = Headers(parts.pairs)
-    coding, length = headers.first.get(b"transfer-encoding"), headers.first.get(b"content-length")
     if coding is not None and (coding.lower() != b"chunked" or headers.count(b"transfer-encoding") > 1):
         return "a Transfer-Encoding other than `chunked`"
-    if coding is not None and length is not None:
+    if coding is not None and b"content-length" in headers.first:
         return "both Content-Length and Transfer-Encoding"
-    return AnswerHead(
-        parser.get_status_code(),
-        Headers([pair for pair in parts.pairs if pair[0] not in _NOT_FOR_CLIENTS]),
-        keep=parser.should_keep_alive(),
-        length=None if length is None else int(length),
-        chunked=coding is not None,
-    )
+    return None

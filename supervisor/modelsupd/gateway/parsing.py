@@ -188,9 +188,9 @@ def answer_head(status: int, headers: Headers, added: Sequence[tuple[bytes, byte
     `framing` is the lines, each with its end, that say where the body ends and what becomes of the connection. Headers
     that are added take the place of the engine's own of the same name.
     """
-    names = {name.lower() for name, _ in added}
-    if not names.isdisjoint(headers.first):
-        headers = Headers([pair for pair in headers.pairs if pair[0] not in names])
+    for name, _ in added:
+        if name.lower() in headers.first:
+            headers = Headers([pair for pair in headers.pairs if pair[0] != name.lower()])
     return b"%b\r\n%b%b%b\r\n" % (status_line(status), headers.lines(), _lines(added), framing)
 
 

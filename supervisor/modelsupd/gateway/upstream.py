@@ -64,12 +64,14 @@ class Pool:
 
     def put(self, line: Line) -> None:
         """Keep a connection for the next request."""
-        lines = self._idle.setdefault(line.endpoint, [])
-        if len(lines) >= MAX_IDLE:
-            line.drop()
-            return
         line.idle_since = self._now  # a little early, which is on the safe side
-        lines.append(line)
+        lines = self._idle.get(line.endpoint)
+        if lines is None:
+            self._idle[line.endpoint] = [line]
+        elif len(lines) < MAX_IDLE:
+            lines.append(line)
+        else:
+            line.drop()
 
     def forget(self, line: Line) -> None:
         """Learn that a connection was closed by the engine."""
