@@ -21,6 +21,8 @@ import pytest
 from hosts import Host, fake_model, host
 from waiting import until
 
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
+
 MODELS = fake_model("tiny", extra="aliases = ['gpt']\nenv = { API_TOKEN = 'it is \"hidden\"' }") + fake_model(
     "manual", extra="start = 'manual'\nreplicas = 2"
 )

@@ -17,6 +17,8 @@ from mock_hub import MockHub, Repo
 from modelsupd.weights.cache import Repo as Cached
 from waiting import until
 
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
+
 SIZE = 1 << 20
 FILE = "m.gguf"
 NAME = f"org/m/{FILE}"

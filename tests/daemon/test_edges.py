@@ -15,6 +15,8 @@ import pytest
 from hosts import NAMESPACE, Host, alive, fake_model, fill
 from waiting import until
 
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
+
 SMALL_PIPE_BYTES = 4096
 
 

@@ -26,6 +26,8 @@ from modelsupd.gateway.base import Availability, Model, Run
 from modelsupd.gateway.keyfile import Key
 from waiting import auntil
 
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
+
 
 def model(*runs: Run) -> Model:
     return Model(name="qwen", availability=Availability.READY, runs=runs, aliases=("gpt-4o-mini",))

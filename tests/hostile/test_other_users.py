@@ -15,6 +15,8 @@ import pytest
 
 from hosts import Host, fake_model, host
 
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
+
 #: "nobody"; the account need not have a name.
 STRANGER = 65534
 

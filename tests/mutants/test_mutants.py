@@ -23,7 +23,7 @@ PARTS = {
     "actions": """
 from dataclasses import dataclass
 
-pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
 
 @dataclass
 class Start:

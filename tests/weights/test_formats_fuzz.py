@@ -11,12 +11,15 @@ from pathlib import Path
 
 import gguf as peer
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from format_files import ARRAY, SCALARS, STRING, Gguf, array, entry, safetensors_raw, tensor, text
 from modelsupd.weights import claim, gguf, safetensors
 from modelsupd.weights.base import FormatError
+
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
 
 #: No deadline of wall-clock time, which a busy machine spoils; the processor's time is looked at instead.
 bounded = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])

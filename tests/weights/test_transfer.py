@@ -20,6 +20,8 @@ from modelsupd.weights import download, quarantine
 from modelsupd.weights.base import Pin, Stopped, WeightsError
 from waiting import until
 
+pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
+
 DATA = noise(1 << 20)
 SMALL = b'{"a": 1}\n'
 
