@@ -31,7 +31,8 @@ _SPACE = re.compile(rb"[ \t\n\r]*+")
 _SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 #: What lies between two brackets: anything else, and the strings that are not long; a long one is quicker by a search.
-_GAP = re.compile(rb'(?:[^"{}\[\]]++|"[^"\\]{0,4096}+(?:\\.[^"\\]{0,4096}+)*+")*+', re.DOTALL)
+#: Not possessive, which CPython 3.11.2 gets wrong in a repeated group; as nothing stands behind it, it never goes back.
+_GAP = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]{0,4096}(?:\\.[^"\\]{0,4096})*")*', re.DOTALL)
 
 _QUOTE = 0x22
 _BACKSLASH = 0x5C
