@@ -14,7 +14,7 @@ import pytest
 
 from modelsupd.core.events import FailureClass, Outcome, ProbeKind
 from modelsupd.core.phases import Reason, Want
-from modelsupd.core.spec import Engine, LogLimits, ModelSpec, ProbeRequest, Start, launch_digest
+from modelsupd.core.spec import Capability, Engine, LogLimits, ModelSpec, ProbeRequest, Start, launch_digest
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ from modelsupd.core.spec import Engine, LogLimits, ModelSpec, ProbeRequest, Star
         (Reason, "operator restart replaced removed shutdown stray"),
         (Engine, "llama.cpp llama-cpp-python command gateway"),
         (Start, "always manual"),
+        (Capability, "chat images audio tools embedding rerank"),
         (ProbeRequest, "completion chat embedding"),
     ],
 )

@@ -100,8 +100,6 @@ ELSEWHERE: Mapping[str, str] = {
     "ctx_size": "n_ctx",
     "embeddings": "embedding",
     "gpu_layers": "n_gpu_layers",
-    "lora": "lora_path",
-    "mmproj": "clip_model_path",
     "ngl": "n_gpu_layers",
     "override_kv": "kv_overrides",
     "threads": "n_threads",
