@@ -115,7 +115,7 @@ class Daemon:
         self._gate = Gatekeeper(
             config,
             replicas=lambda: self._driver.replicas,
-            apply=self._apply,
+            apply=self._apply_for_gateway,
             put=self._put,
         )
         self._refreshing = False
@@ -360,6 +360,11 @@ class Daemon:
     def records(self, after_seq: int) -> AsyncIterator[Mapping[str, Any]]:
         """Yield journal records after `after_seq`, the ones on disk first, then each new one as it is written."""
         return self._followers.records(after_seq)
+
+    def _apply_for_gateway(self) -> None:
+        # On the way out nothing new is begun, or the end of it would be waited for in vain.
+        if not self._leaving:
+            self._apply()
 
     def _put(self, name: str, event: Event) -> None:
         if name in self._driver.replicas:

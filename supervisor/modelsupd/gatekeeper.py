@@ -193,7 +193,10 @@ class Gatekeeper:
         self.look()
 
     def rebind(self) -> None:
-        """Listen at what is declared by now."""
+        """Listen at what is declared by now; where that is nothing, let nobody wait for a gateway that never comes."""
+        if self._desired is None:
+            self._links.drop_sockets()
+            self._bound_for = ()
         self._bind()
 
     def addresses(self) -> tuple[tuple[str, int], ...]:

@@ -326,3 +326,33 @@ def test_its_metrics_are_scraped_with_the_daemons(place: Path) -> None:
             text = answer.read().decode()
         assert re.search(r'modelsupd_gateway_requests_total\{.*code="200".*model="m".*\} 1\.0', text), text
         assert "modelsupd_replica_phase" in text
+
+
+def test_a_gateway_that_is_taken_out_refuses_at_once_and_comes_back(place: Path) -> None:
+    with gateway(place) as (daemon, client):
+        daemon.until_phase("ready")
+        pid = gateway_run(daemon)["pid"]
+        text = daemon.config.read_text()
+        daemon.config.write_text(text.replace("[gateway]\n", "[gateway]\nenabled = false\n"))
+        assert daemon.run("reload").returncode == 0
+        until(lambda: not alive(pid), what=daemon.said)
+        with pytest.raises(ConnectionRefusedError):
+            client.ask()
+        daemon.config.write_text(text)
+        assert daemon.run("reload").returncode == 0
+        again = Client(daemon)
+        assert again.ask().status == 200
+        again.close()
+
+
+def test_daemon_and_gateway_killed_together_both_come_back(place: Path) -> None:
+    with gateway(place) as (daemon, _):
+        first = daemon.until_phase("ready")
+        pid = gateway_run(daemon)["pid"]
+        daemon.stop(signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        daemon.start()
+        again = Client(daemon)
+        assert again.ask().status == 200
+        again.close()
+        assert daemon.replica()["pid"] == first["pid"]

@@ -118,7 +118,7 @@ class AccessLog:
         self._written = threading.Condition()
         self._put = 0
         self._done = 0
-        self._ending = False
+        self._ending = threading.Event()
         self._descriptor: int | None = None
         self._untold = 0
         self._dropped_by_loop = 0
@@ -150,7 +150,7 @@ class AccessLog:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what waits, and end."""
-        self._ending = True
+        self._ending.set()
         self._wanted.set()
         self._thread.join(timeout_s)
 
@@ -158,10 +158,9 @@ class AccessLog:
         while True:
             self._wanted.wait()
             # What comes meanwhile is written with it: one wake-up and one write for many lines.
-            if not self._ending:
-                time.sleep(_GATHER_S)
+            self._ending.wait(_GATHER_S)
             self._wanted.clear()
-            ending = self._ending
+            ending = self._ending.is_set()
             lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
             self._write(lines)
             with self._written:

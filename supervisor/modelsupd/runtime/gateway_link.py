@@ -80,6 +80,10 @@ class GatewayLinks:
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
             self._listener.close()
             self._listener = None
+        self.drop_sockets()
+
+    def drop_sockets(self) -> None:
+        """Let go of the listening sockets; a gateway that has them keeps its own until it ends."""
         for held in self.sockets:
             held.close()
         self.sockets.clear()
