@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from gw_world import TICK_S, World, model, run, said, talks
 
+from gw_world import TICK_S, World, model, run, said, talks
 from modelsupd.core.routing import AutoRule
 from modelsupd.gateway.api import Cors
 from modelsupd.gateway.base import Availability
