@@ -48,6 +48,26 @@ test: lint ## lint, then every test that needs no real engine
 test-real: engines ## the tests that run a real engine
 	$(PY) -m pytest -m real
 
+# The package as it is installed, its gateway compiled, in an environment that finds everything else in .venv.
+COMPILED := .venv-compiled
+CPY := $(COMPILED)/bin/python
+$(COMPILED)/.ready: $(READY) tools/compile_gateway.py tools/hatch_build.py $(shell find supervisor -name '*.py')
+	@echo "compiling the gateway (a minute)"
+	@rm -rf $(COMPILED)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps \
+		--wheel-dir $(COMPILED)/wheel .
+	$(PY) -m venv --without-pip $(COMPILED)
+	$(PY) -m pip --python $(CPY) install --quiet --disable-pip-version-check --no-deps $(COMPILED)/wheel/*.whl
+	name=$$(basename .venv/lib/python*) \
+		&& echo "../../../../.venv/lib/$$name/site-packages" > $(COMPILED)/lib/$$name/site-packages/venv.pth
+	$(CPY) -c 'import modelsupd.gateway.relay as relay, sys; \
+		sys.exit(None if relay.__file__.endswith(".so") else "cannot compile the gateway: the warning above says why")'
+	@touch $@
+
+.PHONY: test-compiled
+test-compiled: $(COMPILED)/.ready ## the gateway's tests on the gateway as it is installed: compiled
+	$(CPY) -m pytest -n 2 -m 'not real' tests/gateway tests/daemon/test_gateway.py
+
 .PHONY: test-unprivileged
 test-unprivileged: ## `make test` as a plain user without capabilities, on a copy (from root; else the same as test)
 	@tools/test_unprivileged.sh
@@ -70,11 +90,11 @@ mutants-sample: $(READY) ## the same for 300 of them, drawn with a fixed seed (2
 	cd tests && ../$(PY) -m mutants --sample 300 --seed 1
 
 .PHONY: bench
-bench: $(READY) ## measure every figure of docs/performance.md (half an hour); one alone: make bench-restart
-	$(PY) bench
+bench: $(COMPILED)/.ready ## measure every figure of docs/performance.md (half an hour); one alone: make bench-restart
+	$(CPY) bench
 
-bench-%: $(READY)
-	$(PY) bench $*
+bench-%: $(COMPILED)/.ready
+	$(CPY) bench $*
 
 # Its fuzzer is installed by this target alone: nothing else needs it, and it is large.
 .PHONY: fuzz
@@ -133,5 +153,5 @@ uninstall: ## remove what install wrote; configuration and state stay
 
 .PHONY: clean
 clean: ## remove .venv and caches; built engines stay in the user's cache
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz dist
+	rm -rf .venv $(COMPILED) .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz dist
 	find supervisor tests tools bench fuzz -name __pycache__ -type d -prune -exec rm -rf {} +

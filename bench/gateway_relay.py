@@ -9,8 +9,9 @@ import sys
 
 import uvloop
 
+from counting_observer import Counter
 from modelsupd.gateway.base import Limits, Run
-from modelsupd.gateway.exchange import Counter, Exchange, UpstreamFailed
+from modelsupd.gateway.exchange import Exchange, UpstreamFailed
 from modelsupd.gateway.front import Front
 from modelsupd.gateway.listener import Listener, listening
 

@@ -21,6 +21,9 @@ tempfile.tempdir = str(ROOT)
 os.environ["TMPDIR"] = str(ROOT)
 os.environ["PYTEST_DEBUG_TEMPROOT"] = str(ROOT)
 
+# A shell that runs the suite in the background has SIGINT ignored, and whatever the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def ours() -> dict[int, str]:
     """Return the living processes that were started below ROOT, other than this one: pid → command line."""

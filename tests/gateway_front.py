@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import uvloop
 
+from counting_observer import Counter
 from modelsupd.gateway.base import Limits, Run
-from modelsupd.gateway.exchange import Counter, Done, Exchange, UpstreamFailed
+from modelsupd.gateway.exchange import Done, Exchange, UpstreamFailed
 from modelsupd.gateway.front import Front
 from modelsupd.gateway.listener import Listener, listening
 from waiting import auntil

@@ -12,9 +12,9 @@ import httptools
 
 from modelsupd.gateway import parsing
 from modelsupd.gateway.base import Limits
-from modelsupd.gateway.exchange import Exchange
+from modelsupd.gateway.exchange import Exchange, Relays
 from modelsupd.gateway.line import Line
-from modelsupd.gateway.relay import Relay
+from modelsupd.gateway.ports import Client
 from modelsupd.gateway.request import Reader
 
 Request = tuple[str, bytes]
@@ -117,13 +117,8 @@ class _Recorder:
         self.ends.append("lost")
 
 
-class _Asked:
-    """As much of an exchange as a connection to an engine looks at."""
-
-    path = "/"
-
-    def __init__(self, method: str) -> None:
-        self.method = method
+class _NoClient:
+    """A client that nothing is ever sent to: what would be stands in the recorder."""
 
     def abort(self) -> None:
         """Be called by nobody."""
@@ -154,8 +149,9 @@ class _Keeper:
 def _answer(pieces: list[bytes], method: str) -> _Recorder:
     line = Line(_Keeper(), "unix:/none")
     line.connection_made(cast("asyncio.Transport", _Transport()))
-    relay = _Recorder(cast("Exchange", _Asked(method)))
-    line.begin(cast("Relay", relay))
+    client, pool = cast("Client", _NoClient()), cast("Relays", None)
+    relay = _Recorder(Exchange(client, pool, method, "/", "", parsing.Headers([]), b"", 0.0))
+    line.begin(relay)
     for piece in pieces:
         if not relay.ends:
             line.data_received(piece)

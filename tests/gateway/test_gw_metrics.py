@@ -13,10 +13,12 @@ import pytest
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
+from modelsupd.gateway import metrics
 from modelsupd.gateway.admin import Admin
 from modelsupd.gateway.base import Api, EndedBy
-from modelsupd.gateway.metrics import Distribution, Metrics, Now
+from modelsupd.gateway.metrics import Now
 from modelsupd.gateway.record import Entry
+from modelsupd.gateway.tally import Distribution, Tally
 
 
 def entry(**others: object) -> Entry:
@@ -24,11 +26,11 @@ def entry(**others: object) -> Entry:
     return Entry(**(fields | others))
 
 
-def samples(metrics: Metrics, now: Now | None = None) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def samples(tally: Tally, now: Now | None = None) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Return name and labels → value, as a Prometheus reads them; buckets left out."""
     return {
         (sample.name.removeprefix("modelsupd_gateway_"), tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(metrics.text(now or Now()).decode())
+        for family in text_string_to_metric_families(metrics.text(tally, now or Now()).decode())
         for sample in family.samples
         if not sample.name.endswith("_bucket")
     }
@@ -39,13 +41,13 @@ def of(model: str, replica: str, **labels: str) -> tuple[tuple[str, str], ...]:
 
 
 def test_what_is_counted_of_requests() -> None:
-    metrics = Metrics()
-    metrics.count(entry(tokens_in=10, tokens_out=5, ttft_s=0.2, duration_s=1.0, stream=True, queue_s=0.05, bytes_out=7))
-    metrics.count(entry(run="qwen/0#8", status=502, retries=2, error="stalled", events=3, bytes_in=4))
-    metrics.count(entry(model="", run="", status=404))
-    metrics.count(entry(ended_by=EndedBy.CLIENT))
-    metrics.failed("org/qwen/0#9", "refused")
-    seen = samples(metrics)
+    tally = Tally()
+    tally.count(entry(tokens_in=10, tokens_out=5, ttft_s=0.2, duration_s=1.0, stream=True, queue_s=0.05, bytes_out=7))
+    tally.count(entry(run="qwen/0#8", status=502, retries=2, error="stalled", events=3, bytes_in=4))
+    tally.count(entry(model="", run="", status=404))
+    tally.count(entry(ended_by=EndedBy.CLIENT))
+    tally.failed("org/qwen/0#9", "refused")
+    seen = samples(tally)
     mine = of("qwen", "qwen/0")
     assert seen["requests_total", of("qwen", "qwen/0", code="200")] == 2
     assert seen["requests_total", of("qwen", "qwen/0", code="502")] == 1
@@ -72,7 +74,7 @@ def test_what_is_read_at_the_moment_of_a_scrape() -> None:
         table_seq=12,
         records_dropped=3,
     )
-    seen = samples(Metrics(), now)
+    seen = samples(Tally(), now)
     assert seen["requests_in_flight", of("qwen", "qwen/0")] == 3
     assert seen["requests_in_flight", of("tiny", "tiny/1")] == 0
     assert seen["requests_queued", (("model", "qwen"),)] == 4
@@ -82,9 +84,9 @@ def test_what_is_read_at_the_moment_of_a_scrape() -> None:
 
 
 def test_no_label_is_anything_that_a_client_made_up() -> None:
-    metrics = Metrics()
-    metrics.count(entry(model="", run="", asked="secret-prompt", key="alice", id="made-up", error="not_found"))
-    text = metrics.text(Now()).decode()
+    tally = Tally()
+    tally.count(entry(model="", run="", asked="secret-prompt", key="alice", id="made-up", error="not_found"))
+    text = metrics.text(tally, Now()).decode()
     assert not any(word in text for word in ("secret-prompt", "made-up", "alice"))
 
 
@@ -97,19 +99,19 @@ def test_buckets_hold_all_that_is_below_their_bound() -> None:
 
 
 def test_a_scrape_while_requests_are_counted_sees_whole_numbers() -> None:
-    metrics, end = Metrics(), threading.Event()
+    tally, end = Tally(), threading.Event()
 
     def scrape() -> None:
         while not end.is_set():
-            samples(metrics)
+            samples(tally)
 
     thread = threading.Thread(target=scrape)
     thread.start()
     for number in range(3000):
-        metrics.count(entry(model=f"m{number % 300}", run=f"m{number % 300}/0#1", status=200 + number % 7))
+        tally.count(entry(model=f"m{number % 300}", run=f"m{number % 300}/0#1", status=200 + number % 7))
     end.set()
     thread.join()
-    counted = sum(value for (name, _), value in samples(metrics).items() if name == "requests_total")
+    counted = sum(value for (name, _), value in samples(tally).items() if name == "requests_total")
     assert counted == 3000
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from counting_observer import Counter
 from gateway_front import (
     Engine,
     Relaying,
@@ -24,7 +25,6 @@ from gateway_front import (
     post,
 )
 from modelsupd.gateway.base import EndedBy
-from modelsupd.gateway.exchange import Counter
 from modelsupd.gateway.parsing import Headers
 
 _CLOSE = b"Connection: close\r\n"
@@ -55,7 +55,7 @@ def test_a_plain_answer_passes_with_our_headers_and_without_those_of_the_connect
                 b"",
             ]
             assert made.connections == 1
-            assert [(done.status, done.bytes, done.ended_by) for done in relaying.done] == [(200, 3, "engine")] * 2
+            assert [(done.status, done.size_bytes, done.ended_by) for done in relaying.done] == [(200, 3, "engine")] * 2
             assert all(observer.ended and observer.bytes == 3 for observer in relaying.observers)
 
     on_uvloop(main())
@@ -114,7 +114,7 @@ def test_a_stream_passes_byte_for_byte_whatever_pieces_it_comes_in(tmp_path: Pat
                 pieces, whole = dechunked(body)
                 assert whole
                 assert b"".join(pieces) == b"".join(_EVENTS) + b"data: [DONE]\n\n"
-                assert relaying.done[0].bytes == len(b"".join(pieces))
+                assert relaying.done[0].size_bytes == len(b"".join(pieces))
 
     on_uvloop(main())
 

@@ -50,8 +50,8 @@ class _State(Enum):
 _IDLE, _READING, _BUSY = _State.IDLE, _State.READING, _State.BUSY
 
 
-class Connection(asyncio.Protocol):
-    """One connection of one client."""
+class Connection:
+    """One connection of one client; an asyncio.Protocol in all but its base, as `Line` is."""
 
     __slots__ = (
         "_close_after",
@@ -127,6 +127,9 @@ class Connection(asyncio.Protocol):
         self.paused = False
         if self._exchange is not None:
             self._exchange.resume()
+
+    def eof_received(self) -> None:
+        """Let the transport close: a client that says no more is taken to have gone."""
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
         """Cancel what was under way."""

@@ -19,7 +19,6 @@ from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.ports import (
     Answer,
     Client,
-    Counter,
     Done,
     Judge,
     Observer,
@@ -28,7 +27,7 @@ from modelsupd.gateway.ports import (
     UpstreamFailed,
 )
 
-__all__ = ["Answer", "Counter", "Done", "Exchange", "Observer", "Relays", "UpstreamFailed"]
+__all__ = ["Answer", "Done", "Exchange", "Observer", "Relays", "UpstreamFailed"]
 
 
 class Relays(Protocol):

@@ -92,7 +92,7 @@ class Front:
     def new_id(self) -> str:
         """Return an id that no other request has, of this worker or another."""
         self._ids += 1
-        return f"{self._id_prefix}{self._ids:08x}"
+        return "%s%08x" % (self._id_prefix, self._ids)  # noqa: UP031 - compiled, it is far faster
 
     def _tick(self) -> None:
         now = time.monotonic()

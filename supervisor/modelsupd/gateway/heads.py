@@ -108,9 +108,8 @@ def _without_length(head: bytes) -> tuple[bytes, int | None]:
 class _Parts:
     """What a parser finds in a head."""
 
-    parser: httptools.HttpRequestParser | httptools.HttpResponseParser
-
     def __init__(self) -> None:
+        self.parser: httptools.HttpRequestParser | httptools.HttpResponseParser | None = None
         self.url = b""
         self.pairs: list[tuple[bytes, bytes]] = []
         self.headed = False
@@ -124,8 +123,8 @@ class _Parts:
 
     def on_headers_complete(self) -> None:
         self.headed = True
-        self.keep = self.parser.should_keep_alive()  # which it forgets with the end of the message
-        del self.parser  # else the two would hold each other
+        parser, self.parser = self.parser, None  # else the two would hold each other
+        self.keep = parser is not None and parser.should_keep_alive()  # which it forgets with the end of the message
 
 
 @functools.lru_cache(maxsize=_KEPT)

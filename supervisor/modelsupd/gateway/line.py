@@ -13,8 +13,8 @@ import httptools
 import structlog
 
 from modelsupd.gateway import heads
+from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.parsing import Headers
-from modelsupd.gateway.relay import Relay
 
 log = structlog.get_logger()
 
@@ -36,12 +36,30 @@ class Keeper(Protocol):
         """Learn that the engine closed it."""
 
 
+class Listening(Protocol):
+    """A relay, as a connection to an engine sees it."""
+
+    exchange: Exchange
+
+    def took(self, line: Line, data: bytes) -> None:
+        """Learn that the last bytes held something, which stands in the line's attributes."""
+
+    def lost(self, words: str) -> None:
+        """Learn that the connection is gone before the answer was complete."""
+
+    def failed(self, kind: str, words: str) -> None:
+        """Learn that what came is no answer."""
+
+
 class _BrokenError(Exception):
     """Raised in a parser's callback to stop it."""
 
 
-class Line(asyncio.Protocol):
-    """One connection to an engine, and the parser of its answers."""
+class Line:
+    """One connection to an engine, and the parser of its answers.
+
+    An asyncio.Protocol in all but its base: compiled, a class with a base that is not is no faster than before.
+    """
 
     __slots__ = (
         "_bodiless",
@@ -84,7 +102,7 @@ class Line(asyncio.Protocol):
         self.reused = False
         self.pieces: list[bytes] = []
         self._keeper = keeper
-        self._relay: Relay | None = None
+        self._relay: Listening | None = None
         self._chunks: httptools.HttpResponseParser | None = None
         self._open = False
         self._paused = False
@@ -109,7 +127,7 @@ class Line(asyncio.Protocol):
 
     # What a relay calls
 
-    def begin(self, relay: Relay) -> None:
+    def begin(self, relay: Listening) -> None:
         """Expect the answer to a request that is about to be written."""
         self._relay = relay
         self._reset()
@@ -257,6 +275,15 @@ class Line(asyncio.Protocol):
             if data:
                 self.pieces.append(data)
 
+    def eof_received(self) -> None:
+        """Let the transport close: whoever says no more hears no more."""
+
+    def pause_writing(self) -> None:
+        """Let it be buffered: a request goes out whole."""
+
+    def resume_writing(self) -> None:
+        """Nothing was stopped."""
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Take the end for the end of the answer where nothing else marks it; else the engine failed."""
         was_open, self._open = self._open, False
@@ -266,7 +293,7 @@ class Line(asyncio.Protocol):
         elif was_open:
             self._end(relay, exc)
 
-    def _end(self, relay: Relay, exc: Exception | None) -> None:
+    def _end(self, relay: Listening, exc: Exception | None) -> None:
         self.pieces.clear()
         self.whole = False
         try:

@@ -12,6 +12,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
+from typing import cast
 
 from modelsupd.gateway.connection import Connection
 from modelsupd.gateway.front import Front
@@ -60,7 +61,7 @@ class Listener:
             try:
                 own.setblocking(False)
                 server = await loop.create_server(
-                    lambda: Connection(self._front),
+                    lambda: cast("asyncio.Protocol", Connection(self._front)),
                     sock=own,
                     backlog=BACKLOG,
                     ssl=tls,

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from modelsupd.gateway.base import Api, EndedBy
@@ -31,78 +31,118 @@ _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 
 
-@dataclass(slots=True, kw_only=True)
 class Entry:
     """What is recorded of a request. Times in seconds; None where there was no such thing.
 
-    `asked` is the model's name in the request, `model` the one that served; `run` is `Run.key`. `error` is a class of
-    errors, such as `queue_full` or `stalled`, and no text of an engine.
+    `at` is the wall clock, as `time.time`, when the request began. `asked` is the model's name in the request, `model`
+    the one that served; `run` is `Run.key`. `error` is a class of errors, such as `queue_full` or `stalled`, and no
+    text of an engine.
     """
 
-    id: str
-    at: float
-    """Wall clock, as `time.time`, when the request began."""
-    api: Api | str
-    method: str = "POST"
-    key: str = ""
-    asked: str = ""
-    model: str = ""
-    run: str = ""
-    status: int = 0
-    stream: bool = False
-    queue_s: float = 0.0
-    ttft_s: float | None = None
-    duration_s: float = 0.0
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-    events: int = 0
-    finish_reason: str | None = None
-    ended_by: EndedBy | str = EndedBy.GATEWAY
-    bytes_in: int = 0
-    bytes_out: int = 0
-    retries: int = 0
-    error: str = ""
+    def __init__(  # noqa: PLR0913 - the fields of a record, each named where it is given
+        self,
+        *,
+        id: str,  # noqa: A002 - it is called so in the record
+        at: float,
+        api: Api | str,
+        method: str = "POST",
+        key: str = "",
+        asked: str = "",
+        model: str = "",
+        run: str = "",
+        status: int = 0,
+        stream: bool = False,
+        queue_s: float = 0.0,
+        ttft_s: float | None = None,
+        duration_s: float = 0.0,
+        tokens_in: int | None = None,
+        tokens_out: int | None = None,
+        events: int = 0,
+        finish_reason: str | None = None,
+        ended_by: EndedBy | str = EndedBy.GATEWAY,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+        retries: int = 0,
+        error: str = "",
+    ) -> None:
+        """Record this; what is known later is set later."""
+        self.id = id
+        self.at = at
+        self.api = api
+        self.method = method
+        self.key = key
+        self.asked = asked
+        self.model = model
+        self.run = run
+        self.status = status
+        self.stream = stream
+        self.queue_s = queue_s
+        self.ttft_s = ttft_s
+        self.duration_s = duration_s
+        self.tokens_in = tokens_in
+        self.tokens_out = tokens_out
+        self.events = events
+        self.finish_reason = finish_reason
+        self.ended_by = ended_by
+        self.bytes_in = bytes_in
+        self.bytes_out = bytes_out
+        self.retries = retries
+        self.error = error
 
     def line(self) -> str:
         """Return it as it stands in the file, newline included."""
-        # Numbers and words of ours are written straight, which takes a third of the time of json.dumps.
-        return (
-            f'{{"v":{VERSION},"at":"{_rfc3339(self.at)}","id":{_quoted(self.id)},"key":{_quoted(self.key)},'
-            f'"api":"{self.api}","method":{_quoted(self.method)},"asked":{_quoted(self.asked)},'
-            f'"model":{_quoted(self.model)},"run":{_quoted(self.run)},"status":{self.status},'
-            f'"stream":{"true" if self.stream else "false"},"queue_s":{self.queue_s:.6f},'
-            f'"ttft_s":{_seconds(self.ttft_s)},"duration_s":{self.duration_s:.6f},'
-            f'"tokens_in":{_count(self.tokens_in)},"tokens_out":{_count(self.tokens_out)},"events":{self.events},'
-            f'"finish_reason":{"null" if self.finish_reason is None else _quoted(self.finish_reason)},'
-            f'"ended_by":"{self.ended_by}","bytes_in":{self.bytes_in},"bytes_out":{self.bytes_out},'
-            f'"retries":{self.retries},"error":{_quoted(self.error) if self.error else "null"}}}\n'
+        # Written straight, by one template, in a fifth of the time of json.dumps: it is done for every request.
+        second = int(self.at)
+        return _LINE % (
+            _second(second),
+            int((self.at - second) * 1000),
+            _quoted(self.id),
+            self.api,
+            _who(self.key, self.method, self.asked, self.model, self.run),
+            self.status,
+            "true" if self.stream else "false",
+            self.queue_s,
+            "null" if self.ttft_s is None else "%.6f" % self.ttft_s,  # noqa: UP031 - compiled, it is far faster
+            self.duration_s,
+            "null" if self.tokens_in is None else self.tokens_in,
+            "null" if self.tokens_out is None else self.tokens_out,
+            self.events,
+            _word(self.finish_reason),
+            self.ended_by,
+            self.bytes_in,
+            self.bytes_out,
+            self.retries,
+            _word(self.error or None),
         )
 
+
+_LINE = (
+    f'{{"v":{VERSION},"at":"%s.%03dZ","id":%s,"api":"%s",%s,"status":%d,"stream":%s,"queue_s":%.6f,"ttft_s":%s,"duration_s":%.6f,'
+    '"tokens_in":%s,"tokens_out":%s,"events":%d,"finish_reason":%s,"ended_by":"%s","bytes_in":%d,"bytes_out":%d,'
+    '"retries":%d,"error":%s}\n'
+)
 
 _quoted = json.encoder.encode_basestring_ascii
 
 
-def _count(value: int | None) -> str:
-    return "null" if value is None else str(value)
+@functools.lru_cache(maxsize=512)
+def _who(key: str, method: str, asked: str, model: str, run: str) -> str:
+    """Return what many requests have in common, in words."""
+    return (
+        f'"key":{_quoted(key)},"method":{_quoted(method)},"asked":{_quoted(asked)},'
+        f'"model":{_quoted(model)},"run":{_quoted(run)}'
+    )
 
 
-def _seconds(value: float | None) -> str:
-    return "null" if value is None else f"{value:.6f}"
+@functools.lru_cache(maxsize=512)
+def _word(value: str | None) -> str:
+    return "null" if value is None else _quoted(value)
 
 
-class _Second:
-    """The current second in words: thousands of lines share one."""
-
-    second = -1
-    words = ""
-
-
-def _rfc3339(at: float) -> str:
-    second = int(at)
-    if second != _Second.second:
-        _Second.words = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        _Second.second = second
-    return f"{_Second.words}.{int((at - second) * 1000):03d}Z"
+@functools.lru_cache(maxsize=8)
+def _second(second: int) -> str:
+    """Return a second in words: thousands of lines share one."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 class AccessLog:
@@ -124,8 +164,8 @@ class AccessLog:
         self._dropped_by_loop = 0
         self._dropped_by_disk = 0
         self.trouble = ""
-        self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
-        self._thread.start()
+        self._writer = threading.Thread(target=self._run, name="access-log", daemon=True)
+        self._writer.start()
 
     @property
     def dropped(self) -> int:
@@ -152,7 +192,7 @@ class AccessLog:
         """Write what waits, and end."""
         self._ending.set()
         self._wanted.set()
-        self._thread.join(timeout_s)
+        self._writer.join(timeout_s)
 
     def _run(self) -> None:
         while True:

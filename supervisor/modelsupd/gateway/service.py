@@ -152,15 +152,14 @@ class Service:
             self._refuse_key(exchange, headers, refusal, principal, asked.model or "")
             return
         errand = Errand(
-            api=target.api,
-            model=found.name,
-            asked=asked.model or "",
-            principal=principal,
+            target.api,
+            asked.model or "",
+            principal,
+            headers,
             path=_path(exchange),
             stream=asked.stream,
             silent=asked.silent or exchange.path == _COUNT_TOKENS,
             session=_session(exchange.headers),
-            headers=headers,
             warm_after_s=self.ways.warm_after_s,
         )
         Serving(self.desk, exchange, errand, found).begin()
@@ -247,13 +246,12 @@ class Service:
             self._refuse(exchange, headers, trouble, principal, name)
             return
         errand = Errand(
-            api=Api.OTHER,
-            model=model.name,
-            asked=name,
-            principal=principal,
+            Api.OTHER,
+            name,
+            principal,
+            headers,
             path=path + (f"?{exchange.query}" if exchange.query else ""),
             queued=False,
-            headers=headers,
         )
         Serving(self.desk, exchange, errand, model).begin()
 

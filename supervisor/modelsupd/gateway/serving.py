@@ -8,8 +8,6 @@ whatever became of the client, the request is recorded once, when its last byte 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
 
 from modelsupd.gateway import errors, finals
 from modelsupd.gateway.base import Api, EndedBy, Model, Run
@@ -40,20 +38,47 @@ STREAM_HEADERS: tuple[Pair, ...] = ((b"x-accel-buffering", b"no"), (b"cache-cont
 _EVENT_STREAM: Pair = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
-class Errand(NamedTuple):
+class Errand:
     """What is to be done for a client. `queued`: within the model's limits; `path` takes the place of its own."""
 
-    api: Api
-    model: str
-    asked: str
-    principal: Principal
-    path: str | None = None
-    stream: bool = False
-    silent: bool = False
-    queued: bool = True
-    session: str | None = None
-    headers: Sequence[Pair] = ()
-    warm_after_s: float = WARM_AFTER_S
+    __slots__ = (
+        "api",
+        "asked",
+        "headers",
+        "path",
+        "principal",
+        "queued",
+        "session",
+        "silent",
+        "stream",
+        "warm_after_s",
+    )
+
+    def __init__(  # noqa: PLR0913 - what a request comes down to, each named where it is given
+        self,
+        api: Api,
+        asked: str,
+        principal: Principal,
+        headers: list[Pair],
+        *,
+        path: str | None = None,
+        stream: bool = False,
+        silent: bool = False,
+        queued: bool = True,
+        session: str | None = None,
+        warm_after_s: float = WARM_AFTER_S,
+    ) -> None:
+        """Hold what does not change from one attempt to the next."""
+        self.api = api
+        self.asked = asked
+        self.principal = principal
+        self.headers = headers
+        self.path = path
+        self.stream = stream
+        self.silent = silent
+        self.queued = queued
+        self.session = session
+        self.warm_after_s = warm_after_s
 
 
 class Serving:

@@ -35,8 +35,6 @@ _CLIENT_ERROR = 400
 _SERVER_ERROR = 500
 _BUSY = 503
 
-_GENERATES = frozenset({Api.CHAT, Api.COMPLETION, Api.RESPONSES, Api.MESSAGES})
-
 _FINISH = re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"([A-Za-z_]{1,32})"')
 _USAGE_WORD = b'"usage"'
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
@@ -115,6 +113,7 @@ class Scanner:
         `mend` is asked for the last bytes of a stream that ends as if it were whole, and is not.
         """
         self._api = api
+        self._generates = api is not Api.OTHER
         self._traffic = traffic
         self._clock = clock
         self._silent = silent
@@ -183,7 +182,7 @@ class Scanner:
         """Tell whether a stream of which more was to come has ended without saying so."""
         if not self.streams or self.done or self._error is not None or self.status != _OK:
             return False
-        return self._api in _GENERATES and self.finish_reason is None
+        return self._generates and self.finish_reason is None
 
     @property
     def usage(self) -> Usage:
@@ -192,7 +191,9 @@ class Scanner:
             counted: dict[bytes, int] = {}
             # Anthropic's streams tell what went in at their start, and what came out at their end.
             for text in (self._usage_first, self._usage_at):
-                counted.update((name, int(value)) for name, value in _COUNTS.findall(text))
+                if text:
+                    for name, value in _COUNTS.findall(text):
+                        counted[name] = int(value)
             tokens_in = counted.get(b"prompt", counted.get(b"input"))
             self._counted = Usage(tokens_in, counted.get(b"completion", counted.get(b"output")))
         return self._counted
@@ -206,7 +207,7 @@ class Scanner:
             return Fault(kind, f"status_{self.status}", f"answered {self.status}")
         if self._error is not None:
             return _judged(self._error)
-        return self._lie() if self.status == _OK and self._api in _GENERATES else None
+        return self._lie() if self.status == _OK and self._generates else None
 
     def _lie(self) -> Fault | None:
         """Return what a good status hides."""

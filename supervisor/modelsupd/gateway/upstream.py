@@ -12,6 +12,7 @@ import functools
 import socket
 import time
 from collections.abc import Sequence
+from typing import cast
 from urllib.parse import urlsplit
 
 from modelsupd.gateway.base import Limits, Run
@@ -142,15 +143,16 @@ async def _connect(endpoint: str, line: Line) -> None:
     """Connect, and hand the socket to `line`. Raises OSError."""
     loop = asyncio.get_running_loop()
     to_path = endpoint.startswith(_UNIX)
+    protocol = cast("asyncio.Protocol", line)
     sock = socket.socket(socket.AF_UNIX if to_path else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if to_path:
             await _connect_path(sock, endpoint.removeprefix(_UNIX))
-            await loop.create_unix_connection(lambda: line, sock=sock)
+            await loop.create_unix_connection(lambda: protocol, sock=sock)
         else:
             address = urlsplit(endpoint)
             await loop.sock_connect(sock, (address.hostname, address.port))
-            await loop.create_connection(lambda: line, sock=sock)
+            await loop.create_connection(lambda: protocol, sock=sock)
     except BaseException:
         line.drop()
         if not line.made:

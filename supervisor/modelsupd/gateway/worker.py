@@ -29,6 +29,7 @@ from modelsupd.gateway.listener import Listener
 from modelsupd.gateway.record import AccessLog, Entry
 from modelsupd.gateway.service import Service, Ways
 from modelsupd.gateway.settings import Settings
+from modelsupd.gateway.tally import Tally
 from modelsupd.gateway.traffic import Ledger
 
 log = structlog.get_logger("gateway")
@@ -50,7 +51,7 @@ class Worker:
         self.table = Table()
         self.table_seq: int | None = None
         self.ledger = Ledger()
-        self.metrics = metrics.Metrics()
+        self.tally = Tally()
         self.keys = Keys(settings.keys_path, self.loop.time, open_without=False)
         self.certificate: tls.Certificate | None = None
         if settings.tls_cert and settings.tls_key:
@@ -100,12 +101,12 @@ class Worker:
 
     def evidence(self, run: str, kind: str, words: str) -> None:
         """Tell the daemon that a run failed a client, and count it."""
-        self.metrics.failed(run, kind)
+        self.tally.failed(run, kind)
         self.link.evidence(run, kind, words)
 
     def record(self, entry: Entry) -> None:
         """Record a request that has ended, and count it."""
-        self.metrics.count(entry)
+        self.tally.count(entry)
         self.access_log.put(entry)
 
     # What the daemon asks
@@ -169,7 +170,7 @@ class Worker:
             table_seq=self.table_seq or 0,
             records_dropped=self.access_log.dropped,
         )
-        return functools.partial(self.metrics.text, now)
+        return functools.partial(metrics.text, self.tally, now)
 
     # Inside
 
