@@ -181,5 +181,6 @@ def relay_alone(place: Path, engine: str) -> Iterator[Proxy]:
         str(port),
         f"unix:{engine}",
     ]
-    with running(command, dict(os.environ), place / "relay.log", port) as pid:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent / "tests")}
+    with running(command, env, place / "relay.log", port) as pid:
         yield Proxy("relay alone", port, pid)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 from urllib.parse import parse_qs, unquote
 
 from modelsupd.gateway.base import Api
@@ -50,7 +51,7 @@ class NoTarget:
     allow: str = ""
 
 
-_OTHER_POSTS = (
+_OTHER_POSTS: Final = (
     "/v1/embeddings",
     "/embeddings",
     "/embedding",
@@ -80,11 +81,11 @@ _OTHER_POSTS = (
     "/completion",
 )
 
-_POST = "POST"
-_GET = ("GET", "HEAD")
+_POST: Final = "POST"
+_GET: Final = ("GET", "HEAD")
 
 #: Paths that take POST and are passed to an engine. `/completion` and `/infill` are llama-server's own.
-_PASSED: dict[str, Target] = {path: Target(Place.ENGINE) for path in _OTHER_POSTS} | {
+_PASSED: Final[dict[str, Target]] = {path: Target(Place.ENGINE) for path in _OTHER_POSTS} | {
     "/v1/chat/completions": Target(Place.ENGINE, Api.CHAT),
     "/chat/completions": Target(Place.ENGINE, Api.CHAT),
     "/v1/completions": Target(Place.ENGINE, Api.COMPLETION),
@@ -94,7 +95,7 @@ _PASSED: dict[str, Target] = {path: Target(Place.ENGINE) for path in _OTHER_POST
     "/v1/messages/count_tokens": Target(Place.ENGINE, Api.MESSAGES),
 }
 
-_OURS: dict[str, Target] = {
+_OURS: Final[dict[str, Target]] = {
     "/v1/models": Target(Place.MODELS),
     "/models": Target(Place.MODELS),
     "/health": Target(Place.HEALTH),
@@ -103,18 +104,18 @@ _OURS: dict[str, Target] = {
 }
 
 #: Further paths by their shape; the model of those that have no body stands in the query.
-_SHAPES: tuple[tuple[re.Pattern[str], tuple[str, ...], Target], ...] = (
+_SHAPES: Final[tuple[tuple[re.Pattern[str], tuple[str, ...], Target], ...]] = (
     (re.compile(r"/v1/audio/[a-z_]{1,32}"), (_POST, *_GET), Target(Place.ENGINE)),
     (re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}"), (*_GET, "DELETE"), Target(Place.ENGINE)),
     (re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}/cancel"), (_POST,), Target(Place.ENGINE)),
     (re.compile(r"/v1/responses/[A-Za-z0-9_-]{1,128}/input_items"), _GET, Target(Place.ENGINE)),
 )
 
-_MODEL_PREFIXES = ("/v1/models/", "/models/")
-UPSTREAM_PREFIX = "/upstream/"
+_MODEL_PREFIXES: Final = ("/v1/models/", "/models/")
+UPSTREAM_PREFIX: Final = "/upstream/"
 
 #: What a wrong path is answered with: the paths that clients look for.
-KNOWN = (
+KNOWN: Final = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -240,7 +241,7 @@ class Cors:
         )
 
 
-_HEADER_NAMES = re.compile(r"[A-Za-z0-9_-]+(?:, ?[A-Za-z0-9_-]+){0,63}")
+_HEADER_NAMES: Final = re.compile(r"[A-Za-z0-9_-]+(?:, ?[A-Za-z0-9_-]+){0,63}")
 
 
 def same_origin(origin: str, host: str | None) -> bool:

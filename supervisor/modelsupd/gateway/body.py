@@ -11,52 +11,52 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from modelsupd.core.routing import Need
 
 #: The largest body that is parsed: up to here that is faster, takes a few milliseconds, and some thirty at worst.
-PARSED_BYTES = 1024 * 1024
+PARSED_BYTES: Final = 1024 * 1024
 
 #: Steps that one walk may take, at a quarter of a microsecond each. A conversation of ten thousand messages takes half.
-MAX_STEPS = 200_000
+MAX_STEPS: Final = 200_000
 
 #: What a model may be called, and an error repeat. Names in the configuration are shorter.
-MAX_MODEL_CHARS = 256
+MAX_MODEL_CHARS: Final = 256
 
-MAX_PARTS = 64
-_MAX_PART_HEAD_BYTES = 4096
+MAX_PARTS: Final = 64
+_MAX_PART_HEAD_BYTES: Final = 4096
 
-_DECODER = json.JSONDecoder()
+_DECODER: Final = json.JSONDecoder()
 
-_SPACE = re.compile(rb"[ \t\n\r]*+")
-_SCALAR = re.compile(rb"[-+.0-9A-Za-z]++")
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_SPACE: Final = re.compile(rb"[ \t\n\r]*+")
+_SCALAR: Final = re.compile(rb"[-+.0-9A-Za-z]++")
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 #: What lies between two brackets: anything else, and the strings that are not long; a long one is quicker by a search.
 #: Not possessive, which CPython 3.11.2 gets wrong in a repeated group; as nothing stands behind it, it never goes back.
-_GAP = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]{0,4096}(?:\\.[^"\\]{0,4096})*")*', re.DOTALL)
+_GAP: Final = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]{0,4096}(?:\\.[^"\\]{0,4096})*")*', re.DOTALL)
 
-_QUOTE = 0x22
-_BACKSLASH = 0x5C
-_OPENING = frozenset(b"{[")
-_COMMA = 0x2C
-_COLON = 0x3A
-_OPEN_OBJECT = 0x7B
-_CLOSE_OBJECT = 0x7D
+_QUOTE: Final = 0x22
+_BACKSLASH: Final = 0x5C
+_OPENING: Final = frozenset(b"{[")
+_COMMA: Final = 0x2C
+_COLON: Final = 0x3A
+_OPEN_OBJECT: Final = 0x7B
+_CLOSE_OBJECT: Final = 0x7D
 
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_WANTED = frozenset(key.encode() for key in ("model", "stream", "tools", "functions", *_LIMITS))
+_LIMITS: Final[tuple[str, ...]] = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_WANTED: Final = frozenset(key.encode() for key in ("model", "stream", "tools", "functions", *_LIMITS))
 
-_IMAGE = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image|image)"')
-_INLINE = b";base64,"
+_IMAGE: Final = re.compile(rb'"type"\s*:\s*"(?:image_url|input_image|image)"')
+_INLINE: Final = b";base64,"
 
 #: What an image may cost, where only its file is known; and how many bytes of a text make a token, on the average.
-_IMAGE_TOKENS = 1000
-_BYTES_PER_TOKEN = 4
-_DIGITS = re.compile(rb"[0-9]{1,9}")
+_IMAGE_TOKENS: Final = 1000
+_BYTES_PER_TOKEN: Final = 4
+_DIGITS: Final = re.compile(rb"[0-9]{1,9}")
 
-_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
-_PART_NAME = re.compile(rb';[ \t]*name[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]+))', re.IGNORECASE)
+_BOUNDARY: Final = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', re.IGNORECASE)
+_PART_NAME: Final = re.compile(rb';[ \t]*name[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]+))', re.IGNORECASE)
 
 
 class BodyError(ValueError):

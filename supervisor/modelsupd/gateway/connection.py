@@ -12,7 +12,7 @@ import asyncio
 import math
 import time
 from enum import Enum, auto
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
@@ -25,13 +25,13 @@ from modelsupd.gateway.request import Reader
 log = structlog.get_logger()
 
 #: How long a connection that was refused is still read.
-_LINGER_S = 2.0
+_LINGER_S: Final = 2.0
 
 #: A body that comes at this pace or faster is never too slow, however large.
-_SLOWEST_BODY_BYTES_S = 65536
+_SLOWEST_BODY_BYTES_S: Final = 65536
 
 #: More connections than the limit are answered, up to this many; further ones are closed without a word.
-_TURNED_AWAY = 256
+_TURNED_AWAY: Final = 256
 
 
 class _State(Enum):
@@ -47,7 +47,9 @@ class _State(Enum):
 
 
 #: As names of the module they are found faster than in their class, and they are asked for with every piece.
-_IDLE, _READING, _BUSY = _State.IDLE, _State.READING, _State.BUSY
+_IDLE: Final = _State.IDLE
+_READING: Final = _State.READING
+_BUSY: Final = _State.BUSY
 
 
 class Connection:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from modelsupd.core.routing import Candidate, choose
 from modelsupd.gateway.base import Model, Run, Table
@@ -19,13 +20,13 @@ from modelsupd.gateway.traffic import Ledger
 from modelsupd.gateway.waiting import Queue, Waiter
 from modelsupd.gateway.wire import Kind
 
-TICK_S = 0.25
+TICK_S: Final = 0.25
 
 #: A run that failed a request is tried once more by the same request, when it is not suspect any more.
-TRIES_PER_RUN = 2
+TRIES_PER_RUN: Final = 2
 
 #: A round of the clock that is late by this much says that the gateway itself got no CPU: nobody else is to blame.
-_LATE_S = 1.0
+_LATE_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,17 +9,17 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from modelsupd.gateway.base import Api
 
-_JSON = (b"content-type", b"application/json")
+_JSON: Final = (b"content-type", b"application/json")
 
 #: Names repeated in an error, at most: a host with hundreds of models must not send them all to whoever mistypes one.
-_MAX_NAMES = 50
+_MAX_NAMES: Final = 50
 
 #: Status → OpenAI's and Anthropic's word for that kind of error.
-_KINDS: dict[int, tuple[str, str]] = {
+_KINDS: Final[dict[int, tuple[str, str]]] = {
     400: ("invalid_request_error", "invalid_request_error"),
     401: ("authentication_error", "authentication_error"),
     403: ("permission_error", "permission_error"),
@@ -31,7 +31,7 @@ _KINDS: dict[int, tuple[str, str]] = {
     503: ("service_unavailable_error", "overloaded_error"),
     504: ("timeout_error", "timeout_error"),
 }
-_OTHER_KIND = ("server_error", "api_error")
+_OTHER_KIND: Final = ("server_error", "api_error")
 
 
 @dataclass(frozen=True, slots=True)

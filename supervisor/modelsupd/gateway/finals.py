@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.errors import Trouble, dump, shape
 
 #: Ends an event that was cut, so that what follows is an event of its own.
-BOUNDARY = b"\n\n"
+BOUNDARY: Final = b"\n\n"
 
-_DONE = b"data: [DONE]\n\n"
+_DONE: Final = b"data: [DONE]\n\n"
 
 
 def final(api: Api, trouble: Trouble, request_id: str, *, sequence: int = 0, mid_event: bool = False) -> bytes:

@@ -9,29 +9,29 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Final
 
 import httptools
 
 from modelsupd.gateway import parsing
 from modelsupd.gateway.parsing import Headers, Refusal
 
-END = b"\r\n\r\n"
+END: Final = b"\r\n\r\n"
 
 #: How many heads are kept, and up to what size: some 4 MiB at the worst, of each kind.
-_KEPT = 512
-_KEPT_BYTES = 4096
+_KEPT: Final = 512
+_KEPT_BYTES: Final = 4096
 
 #: As clients and engines write it.
-_LENGTH = b"\r\nContent-Length: "
-_LENGTH_IN_LOWER_CASE = _LENGTH.lower()
-_LENGTH_BYTES = len(_LENGTH)
-_MAX_DIGITS = 15
+_LENGTH: Final = b"\r\nContent-Length: "
+_LENGTH_IN_LOWER_CASE: Final = _LENGTH.lower()
+_MAX_DIGITS: Final = 15
 
-_MAX_ANSWER_HEADERS = 256
+_MAX_ANSWER_HEADERS: Final = 256
 
 #: Headers of an answer that go no further: those of its framing and of the connection to the engine (RFC 9110, 7.6.1),
 #: and what an engine says of other origins, which does not hold for the gateway's.
-_NOT_FOR_CLIENTS = parsing.HOP_BY_HOP | {
+_NOT_FOR_CLIENTS: Final = parsing.HOP_BY_HOP | {
     b"access-control-allow-credentials",
     b"access-control-allow-headers",
     b"access-control-allow-methods",
@@ -92,16 +92,14 @@ def _without_length(head: bytes) -> tuple[bytes, int | None]:
     A line that begins so is a header and nothing else, since llhttp refuses lines that are folded. One that is written
     in another way is read with the rest.
     """
-    at = head.find(_LENGTH)
-    if at < 0:
-        at = head.find(_LENGTH_IN_LOWER_CASE)
-        if at < 0:
+    before, line, after = head.partition(_LENGTH)
+    if not line:
+        before, line, after = head.partition(_LENGTH_IN_LOWER_CASE)
+        if not line:
             return head, None
-    begin = at + _LENGTH_BYTES
-    end = head.find(b"\r\n", begin)
-    digits = head[begin:end]
+    digits, end, after = after.partition(b"\r\n")
     if digits.isdigit() and len(digits) <= _MAX_DIGITS:
-        return head[:begin] + b"0" + head[end:], int(digits)
+        return before + line + b"0" + end + after, int(digits)
     return head, None
 
 

@@ -7,7 +7,7 @@ and nothing came behind it; whatever an idle one says closes it. An answer that 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 import structlog
@@ -19,11 +19,11 @@ from modelsupd.gateway.parsing import Headers
 log = structlog.get_logger()
 
 #: An answer's head that is longer than this is broken.
-MAX_HEAD_BYTES = 65536
+MAX_HEAD_BYTES: Final = 65536
 
-_FINAL = 200
+_FINAL: Final = 200
 
-_CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+_CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Keeper(Protocol):
@@ -206,16 +206,16 @@ class Line:
         if self._part:
             data = self._part + data
         while not self.status:
-            end = data.find(heads.END) + len(heads.END)
-            if (end if end >= len(heads.END) else len(data)) > MAX_HEAD_BYTES:
+            whole, end, rest = data.partition(heads.END)
+            if len(whole) + len(end) > MAX_HEAD_BYTES:
                 raise _BrokenError(f"more than {MAX_HEAD_BYTES} bytes of headers")
-            if end < len(heads.END):
+            if not end:
                 self._wait_for_head(data, fresh)
                 return b""
-            head, length = heads.read_answer(data[:end])
+            head, length = heads.read_answer(whole + end)
             if isinstance(head, str):
                 raise _BrokenError(head)
-            data = fresh = data[end:]
+            data = fresh = rest
             self._part, self._sentinel = b"", None
             if head.status >= _FINAL:
                 self.status = head.status

@@ -14,11 +14,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Final
 
-METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 
 #: Headers of one connection, not of the message (RFC 9110, 7.6.1), and those that frame it: never passed in either way.
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -36,7 +37,7 @@ HOP_BY_HOP = frozenset(
 
 #: What an engine is never told: who asks. Nor may it compress, since what it says has to be read, nor answer questions
 #: of origin, which are the gateway's to answer.
-_NOT_FOR_ENGINES = HOP_BY_HOP | {
+_NOT_FOR_ENGINES: Final = HOP_BY_HOP | {
     b"host",
     b"expect",
     b"authorization",
@@ -47,20 +48,20 @@ _NOT_FOR_ENGINES = HOP_BY_HOP | {
     b"origin",
 }
 
-_PATH = re.compile(rb"/[!\"$-~]*|\*")
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#@]*)(/[!\"$-~]*)?")
-_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
+_PATH: Final = re.compile(rb"/[!\"$-~]*|\*")
+_ABSOLUTE: Final = re.compile(rb"(?i:https?)://([^/?#@]*)(/[!\"$-~]*)?")
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:@/+=-]{1,128}")
 
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
-_STATUS_LINES = {code: f"HTTP/1.1 {code} {reason}".encode() for code, reason in _REASONS.items()}
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_STATUS_LINES: Final = {code: f"HTTP/1.1 {code} {reason}".encode() for code, reason in _REASONS.items()}
 
-_CONTINUES = b"100-continue"
-_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_CONTINUES: Final = b"100-continue"
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
-JSON = (b"content-type", b"application/json")
-LAST_CHUNK = b"0\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+JSON: Final = (b"content-type", b"application/json")
+LAST_CHUNK: Final = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,17 +18,18 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from modelsupd.gateway.base import Api, EndedBy
 
-VERSION = 1
+VERSION: Final = 1
 
 #: Lines that may wait for the disk, some 20 MB. More are dropped.
-MAX_WAITING = 50_000
+MAX_WAITING: Final = 50_000
 
-_GATHER_S = 0.05
-_DIRECTORY_MODE = 0o700
-_FILE_MODE = 0o600
+_GATHER_S: Final = 0.05
+_DIRECTORY_MODE: Final = 0o700
+_FILE_MODE: Final = 0o600
 
 
 class Entry:
@@ -102,7 +103,7 @@ class Entry:
             self.status,
             "true" if self.stream else "false",
             self.queue_s,
-            "null" if self.ttft_s is None else "%.6f" % self.ttft_s,  # noqa: UP031 - compiled, it is far faster
+            "null" if self.ttft_s is None else "%.6f" % self.ttft_s,  # noqa: UP031 - compiled, it is faster
             self.duration_s,
             "null" if self.tokens_in is None else self.tokens_in,
             "null" if self.tokens_out is None else self.tokens_out,
@@ -116,7 +117,7 @@ class Entry:
         )
 
 
-_LINE = (
+_LINE: Final = (
     f'{{"v":{VERSION},"at":"%s.%03dZ","id":%s,"api":"%s",%s,"status":%d,"stream":%s,"queue_s":%.6f,"ttft_s":%s,"duration_s":%.6f,'
     '"tokens_in":%s,"tokens_out":%s,"events":%d,"finish_reason":%s,"ended_by":"%s","bytes_in":%d,"bytes_out":%d,'
     '"retries":%d,"error":%s}\n'

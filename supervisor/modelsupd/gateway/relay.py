@@ -13,7 +13,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from modelsupd.gateway import parsing
 from modelsupd.gateway.base import EndedBy
@@ -22,16 +22,16 @@ from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.ports import Answer, Done, Judge, Observer, Pair, UpstreamFailed
 
 #: An answer of 5xx is held back up to this size; a longer one is no error message.
-MAX_HELD_BYTES = 65536
+MAX_HELD_BYTES: Final = 65536
 
 #: Up to this size a request goes out in one piece; a longer body is not copied for it.
-_JOIN_BYTES = 65536
+_JOIN_BYTES: Final = 65536
 
-_HELD = frozenset({500, 502, 503, 504})
-_ERROR = 400
+_HELD: Final = frozenset({500, 502, 503, 504})
+_ERROR: Final = 400
 
 #: vLLM's words when its engine process is gone and its server about to end: `EngineDeadError`, and what it says of it.
-_DYING = re.compile(rb"EngineDead|EngineCore encountered an issue|[Ee]ngine (?:process |core )?(?:is dead|died)")
+_DYING: Final = re.compile(rb"EngineDead|EngineCore encountered an issue|[Ee]ngine (?:process |core )?(?:is dead|died)")
 
 
 def looks_dying(answer: Answer) -> bool:

@@ -8,7 +8,7 @@ the connection is closed after the answer, which tells the client to send it aga
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import httptools
 
@@ -17,9 +17,9 @@ from modelsupd.gateway.base import Limits
 from modelsupd.gateway.parsing import Headers, Refusal
 
 #: Chunks of a request may not be all framing: so much of it, and as much again as there is body.
-_FRAMING_BYTES = 65536
+_FRAMING_BYTES: Final = 65536
 
-_CHUNKED_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+_CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Gauge(Protocol):
@@ -122,14 +122,14 @@ class Reader:
             fresh = data
             if self._part:
                 data = self._part + data
-            end = data.find(heads.END) + len(heads.END)
-            if end < len(heads.END):
+            head, end, rest = data.partition(heads.END)
+            if not end:
                 self._wait_for_head(data, fresh)
                 return b""
-            self._read_head(data[:end])
+            self._read_head(head + end)
             if self.refusal is not None:
                 return b""
-            data = data[end:]
+            data = rest
         if self._chunks is not None:
             self._read_chunks(self._chunks, data)
             return b""

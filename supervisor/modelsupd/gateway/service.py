@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from modelsupd.core.routing import AutoRule, Offer, choose_model
 from modelsupd.gateway import api, body, errors
@@ -25,26 +26,26 @@ from modelsupd.gateway.record import Entry
 from modelsupd.gateway.serving import WARM_AFTER_S, Errand, Serving
 from modelsupd.gateway.traffic import Ledger
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
 #: By which header a client says that its requests belong together, so that one replica gets them and its cache helps.
-SESSION_HEADERS = (b"x-session-id", b"x-session-affinity")
+SESSION_HEADERS: Final[tuple[bytes, ...]] = (b"x-session-id", b"x-session-affinity")
 
-_MAX_SESSION_BYTES = 256
+_MAX_SESSION_BYTES: Final = 256
 
 #: Spellings without `/v1` that llama-server has and others have not.
-_SPELLINGS = {
+_SPELLINGS: Final = {
     "/chat/completions": "/v1/chat/completions",
     "/completions": "/v1/completions",
     "/embeddings": "/v1/embeddings",
 }
-_EMBEDDINGS = frozenset({"/v1/embeddings", "/embeddings", "/embedding"})
-_COUNT_TOKENS = "/v1/messages/count_tokens"
-_FORM = b"multipart/form-data"
-_JSON: Pair = (b"content-type", b"application/json")
-_NO_TABLE = Trouble(503, "starting", "the gateway has not heard from its daemon yet", 1.0)
-_OK = 200
-_MOVED = 308
+_EMBEDDINGS: Final = frozenset({"/v1/embeddings", "/embeddings", "/embedding"})
+_COUNT_TOKENS: Final = "/v1/messages/count_tokens"
+_FORM: Final = b"multipart/form-data"
+_JSON: Final[Pair] = (b"content-type", b"application/json")
+_NO_TABLE: Final = Trouble(503, "starting", "the gateway has not heard from its daemon yet", 1.0)
+_OK: Final = 200
+_MOVED: Final = 308
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

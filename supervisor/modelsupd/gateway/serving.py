@@ -8,6 +8,7 @@ whatever became of the client, the request is recorded once, when its last byte 
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from modelsupd.gateway import errors, finals
 from modelsupd.gateway.base import Api, EndedBy, Model, Run
@@ -23,19 +24,19 @@ from modelsupd.gateway.waiting import Queue, Wait
 from modelsupd.gateway.wire import Kind
 
 #: So often a request is sent to engines at most, whatever runs there are.
-MAX_ATTEMPTS = 6
+MAX_ATTEMPTS: Final = 6
 
 #: A client that streams and waits gets a comment after so long, and then again and again: proxies cut what is silent.
-WARM_AFTER_S = 15.0
+WARM_AFTER_S: Final = 15.0
 
-_OK = 200
-_SERVER_ERROR = 500
-_BAD_GATEWAY = 502
-_UNAVAILABLE = 503
-_GATEWAY_TIMEOUT = 504
+_OK: Final = 200
+_SERVER_ERROR: Final = 500
+_BAD_GATEWAY: Final = 502
+_UNAVAILABLE: Final = 503
+_GATEWAY_TIMEOUT: Final = 504
 
-STREAM_HEADERS: tuple[Pair, ...] = ((b"x-accel-buffering", b"no"), (b"cache-control", b"no-cache"))
-_EVENT_STREAM: Pair = (b"content-type", b"text/event-stream; charset=utf-8")
+STREAM_HEADERS: Final[tuple[Pair, ...]] = ((b"x-accel-buffering", b"no"), (b"cache-control", b"no-cache"))
+_EVENT_STREAM: Final[Pair] = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 class Errand:

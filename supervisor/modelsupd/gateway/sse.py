@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
@@ -23,33 +23,38 @@ from modelsupd.gateway.traffic import RunTraffic
 from modelsupd.gateway.wire import Kind
 
 #: As much of an event is held back until it is whole; a longer one passes as it comes, and counts as an answer.
-MAX_HELD_BYTES = 65536
+MAX_HELD_BYTES: Final = 65536
 
 #: Of an answer that is no stream, so much of its end is kept: what it used stands there.
-KEPT_BYTES = 65536
+KEPT_BYTES: Final = 65536
 
-_EVENTS = b"text/event-stream"
+_EVENTS: Final = b"text/event-stream"
 
-_OK = 200
-_CLIENT_ERROR = 400
-_SERVER_ERROR = 500
-_BUSY = 503
+_OK: Final = 200
+_CLIENT_ERROR: Final = 400
+_SERVER_ERROR: Final = 500
+_BUSY: Final = 503
 
-_FINISH = re.compile(rb'"(?:finish_reason|stop_reason)"\s*:\s*"([A-Za-z_]{1,32})"')
-_USAGE_WORD = b'"usage"'
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_COUNTS = re.compile(rb'"(prompt|completion|input|output)_tokens"\s*:\s*([0-9]{1,15})')
-_USAGE_BYTES = 1024
+_DECODER: Final = json.JSONDecoder()
+
+#: What follows `"finish` or `"stop` where there is a reason, as engines write it; and how much of one is kept.
+_REASON_WORD: Final = b'_reason":"'
+_REASON_WORD_SPACED: Final = b'_reason": "'
+_REASON_BYTES: Final = 32
+_USAGE_WORD: Final = b'"usage"'
+_OBJECT: Final = re.compile(rb"\s*:\s*\{")
+#: An object of what was used that is longer than this tells nothing.
+_USAGE_BYTES: Final = 4096
 #: Something was said: text that is not empty, reasoning, the call of a tool, or a part of its arguments.
-_CONTENT = re.compile(
+_CONTENT: Final = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|thinking|refusal|arguments|partial_json|summary_text)"'
     rb'\s*:\s*"[^"]|"(?:tool_calls|function_call)"\s*:\s*(?:\[\s*\{|\{)|"type"\s*:\s*"tool_use"'
 )
-_DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\][ ]*(?:\n|$)")
+_DONE: Final = re.compile(rb"(?:^|\n)data: ?\[DONE\][ ]*(?:\n|$)")
 #: How a stream says that it is whole, beside or in place of [DONE]; and a word that few other events hold.
-_END_WORDS = {Api.MESSAGES: b"message_stop", Api.RESPONSES: b'"response"'}
-_DONE_WORD = b"[DONE]"
-_ENDS = {
+_END_WORDS: Final = {Api.MESSAGES: b"message_stop", Api.RESPONSES: b'"response"'}
+_DONE_WORD: Final = b"[DONE]"
+_ENDS: Final = {
     Api.CHAT: _DONE,
     Api.COMPLETION: _DONE,
     Api.OTHER: _DONE,
@@ -188,14 +193,13 @@ class Scanner:
     def usage(self) -> Usage:
         """Return the tokens, as far as the engine said."""
         if self._counted is None or not self.ended:
-            counted: dict[bytes, int] = {}
-            # Anthropic's streams tell what went in at their start, and what came out at their end.
-            for text in (self._usage_first, self._usage_at):
-                if text:
-                    for name, value in _COUNTS.findall(text):
-                        counted[name] = int(value)
-            tokens_in = counted.get(b"prompt", counted.get(b"input"))
-            self._counted = Usage(tokens_in, counted.get(b"completion", counted.get(b"output")))
+            tokens_in, tokens_out = _counts(self._usage_at)
+            if self._usage_first:
+                # Anthropic's streams tell what went in at their start, and what came out at their end.
+                first_in, first_out = _counts(self._usage_first)
+                tokens_in = first_in if tokens_in is None else tokens_in
+                tokens_out = first_out if tokens_out is None else tokens_out
+            self._counted = Usage(tokens_in, tokens_out)
         return self._counted
 
     @property
@@ -247,8 +251,8 @@ class Scanner:
         self.event_at = now
         if self.content_at is None and _CONTENT.search(text):
             self.content_at = now
-        if (b'_reason":"' in text or b'_reason": "' in text) and (reasons := _FINISH.findall(text)):
-            self.finish_reason = reasons[-1].decode()
+        if _REASON_WORD in text or _REASON_WORD_SPACED in text:
+            self._note_reason(text)
         if b'"error"' in text:
             self._look_for_error(text)
         if _USAGE_WORD in text:
@@ -257,6 +261,17 @@ class Scanner:
             self.done = True
             if end.lastindex:
                 self.finish_reason = end[1].decode()
+
+    def _note_reason(self, text: bytes) -> None:
+        """Note the last reason that it says for having finished."""
+        word = _REASON_WORD if _REASON_WORD in text else _REASON_WORD_SPACED
+        before, found, after = text.rpartition(word)
+        while found:
+            reason = after.partition(b'"')[0]
+            if before[-7:] == b'"finish' or before[-5:] == b'"stop':
+                self.finish_reason = reason[:_REASON_BYTES].decode("ascii", "replace")
+                break
+            before, found, after = before.rpartition(word)
 
     def _look_for_error(self, text: bytes) -> None:
         for event in text.split(b"\n\n"):
@@ -268,14 +283,16 @@ class Scanner:
                 self._error = error
 
     def _note_usage(self, text: bytes) -> None:
-        at = text.rfind(_USAGE_WORD)
-        while at >= 0 and (found := _USAGE.match(text, at)) is None:
-            at = text.rfind(_USAGE_WORD, 0, at)
-        if at >= 0 and found is not None:
-            event = text[found.end() : found.end() + _USAGE_BYTES]
-            self._usage_at = event.partition(b"\n\n")[0]
-            if not self._usage_first and self._api is Api.MESSAGES:
-                self._usage_first = self._usage_at
+        """Keep the last object that tells what was used: how much of it matters is known at the end."""
+        before, word, after = text.rpartition(_USAGE_WORD)
+        while word:
+            found = _OBJECT.match(after)
+            if found is not None:
+                self._usage_at = after[found.end() - 1 : _USAGE_BYTES]
+                if not self._usage_first and self._api is Api.MESSAGES:
+                    self._usage_first = self._usage_at
+                break
+            before, word, after = before.rpartition(_USAGE_WORD)
 
     def _let_go(self, whole: bytes) -> bytes:
         """Pass an event on that is too long to be held back, as it comes; its other half is an answer anyway."""
@@ -316,9 +333,26 @@ class Scanner:
         text = self._kept
         self.events = 1
         self._traffic.delivered(self._clock(), 0, 1)
-        if (b'_reason":"' in text or b'_reason": "' in text) and (reasons := _FINISH.findall(text)):
-            self.finish_reason = reasons[-1].decode()
+        self._note_reason(text)
         self._note_usage(text)
+
+
+def _counts(text: bytes) -> tuple[int | None, int | None]:
+    """Return the tokens in and out that an object tells; it may be cut off, and then tells nothing."""
+    if not text:
+        return None, None
+    try:
+        used, _ = _DECODER.raw_decode(text.decode("latin-1"))
+    except (ValueError, RecursionError):
+        return None, None
+    return _number(used, "prompt_tokens", "input_tokens"), _number(used, "completion_tokens", "output_tokens")
+
+
+def _number(used: dict[str, Any], name: str, other: str) -> int | None:
+    value = used.get(name)
+    if value is None:
+        value = used.get(other)
+    return value if type(value) is int and value >= 0 else None
 
 
 def _boundary(text: bytes) -> int:

@@ -6,13 +6,30 @@ Counting is adding to a number, since it happens for every request; what it cost
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Final
 
 from modelsupd.gateway.base import EndedBy
 from modelsupd.gateway.record import Entry
 
-_WAITS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_TOKENS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_STALLED = "stalled"
+_WAITS_S: Final[tuple[float, ...]] = (
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+_TOKENS_S: Final[tuple[float, ...]] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_STALLED: Final = "stalled"
 
 
 class Distribution:

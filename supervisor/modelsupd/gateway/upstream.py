@@ -12,7 +12,7 @@ import functools
 import socket
 import time
 from collections.abc import Sequence
-from typing import cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 from modelsupd.gateway.base import Limits, Run
@@ -22,16 +22,16 @@ from modelsupd.gateway.ports import Pair
 from modelsupd.gateway.relay import Relay
 
 #: As many idle connections are kept for each engine.
-MAX_IDLE = 256
+MAX_IDLE: Final = 256
 
 #: So long may connecting take. An engine listens on this host: it accepts at once, or its queue is full.
-CONNECT_TIMEOUT_S = 5.0
-_QUEUE_FULL_PAUSE_S = 0.02
+CONNECT_TIMEOUT_S: Final = 5.0
+_QUEUE_FULL_PAUSE_S: Final = 0.02
 
-_UNIX = "unix:"
+_UNIX: Final = "unix:"
 
 #: Errors of connecting that are ours, not the engine's: no descriptors, no memory, no local ports left.
-_OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
+_OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
 
 
 class Pool:
