@@ -51,16 +51,15 @@ _CONTENT: Final = re.compile(
     rb'\s*:\s*"[^"]|"(?:tool_calls|function_call)"\s*:\s*(?:\[\s*\{|\{)|"type"\s*:\s*"tool_use"'
 )
 _DONE: Final = re.compile(rb"(?:^|\n)data: ?\[DONE\][ ]*(?:\n|$)")
-#: How a stream says that it is whole, beside or in place of [DONE]; and a word that few other events hold.
-_END_WORDS: Final = {Api.MESSAGES: b"message_stop", Api.RESPONSES: b'"response"'}
 _DONE_WORD: Final = b"[DONE]"
-_ENDS: Final = {
-    Api.CHAT: _DONE,
-    Api.COMPLETION: _DONE,
-    Api.OTHER: _DONE,
-    Api.MESSAGES: re.compile(rb'"type"\s*:\s*"message_stop"'),
-    Api.RESPONSES: re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed|cancelled)"'),
-}
+_ERROR_WORD: Final = b'"error"'
+_RETURN: Final = ord("\r")
+#: How a stream says that it is whole, beside or in place of [DONE], with a word that few other events hold.
+_MESSAGES_END: Final = (b"message_stop", re.compile(rb'"type"\s*:\s*"message_stop"'))
+_RESPONSES_END: Final = (
+    b'"response"',
+    re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed|cancelled)"'),
+)
 
 
 class Usage(NamedTuple):
@@ -123,8 +122,12 @@ class Scanner:
         self._clock = clock
         self._silent = silent
         self._mend = mend
-        # Looked up once: the hash of an enum's member is computed by Python.
-        self._end_word = _END_WORDS.get(api, _DONE_WORD)
+        # No table by `api`, since the hash of an enum's member is computed by Python.
+        self._end: tuple[bytes, re.Pattern[bytes]] | None = None
+        if api is Api.MESSAGES:
+            self._end = _MESSAGES_END
+        elif api is Api.RESPONSES:
+            self._end = _RESPONSES_END
 
     # Observer
 
@@ -237,11 +240,12 @@ class Scanner:
 
     def _look(self, text: bytes, count_bytes: int) -> None:
         """Search whole events."""
-        if b"\r" in text:
+        # Searched by `find`: `in` takes the word for a number first, and CPython makes an exception of that each time.
+        if _RETURN in text:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        events = text.count(b"\ndata:") + text.startswith(b"data:")
+        events = text.count(b"\ndata:") + (text[:5] == b"data:")
         now = self._clock()
-        if _DONE_WORD in text and _DONE.search(text):
+        if text.find(_DONE_WORD) >= 0 and _DONE.search(text):
             self.done = True
             events -= 1
         self._traffic.delivered(now, count_bytes, events)
@@ -251,20 +255,20 @@ class Scanner:
         self.event_at = now
         if self.content_at is None and _CONTENT.search(text):
             self.content_at = now
-        if _REASON_WORD in text or _REASON_WORD_SPACED in text:
+        if text.find(_REASON_WORD) >= 0 or text.find(_REASON_WORD_SPACED) >= 0:
             self._note_reason(text)
-        if b'"error"' in text:
+        if text.find(_ERROR_WORD) >= 0:
             self._look_for_error(text)
-        if _USAGE_WORD in text:
+        if text.find(_USAGE_WORD) >= 0:
             self._note_usage(text)
-        if self._end_word in text and (end := _ENDS[self._api].search(text)):
+        if self._end is not None and text.find(self._end[0]) >= 0 and (end := self._end[1].search(text)):
             self.done = True
             if end.lastindex:
                 self.finish_reason = end[1].decode()
 
     def _note_reason(self, text: bytes) -> None:
         """Note the last reason that it says for having finished."""
-        word = _REASON_WORD if _REASON_WORD in text else _REASON_WORD_SPACED
+        word = _REASON_WORD if text.find(_REASON_WORD) >= 0 else _REASON_WORD_SPACED
         before, found, after = text.rpartition(word)
         while found:
             reason = after.partition(b'"')[0]
@@ -275,7 +279,7 @@ class Scanner:
 
     def _look_for_error(self, text: bytes) -> None:
         for event in text.split(b"\n\n"):
-            if b'"error"' not in event:
+            if event.find(_ERROR_WORD) < 0:
                 continue
             data = b"\n".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:"))
             error = _error_in(data)
@@ -359,7 +363,7 @@ def _boundary(text: bytes) -> int:
     """Return where the last whole event ends; 0 where none does."""
     cut = text.rfind(b"\n\n")
     cut = cut + 2 if cut >= 0 else 0
-    if b"\r" in text:
+    if _RETURN in text:
         for end in (b"\r\n\r\n", b"\r\r"):
             at = text.rfind(end)
             if at >= 0:
