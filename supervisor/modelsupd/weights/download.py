@@ -1,8 +1,9 @@
 """The bytes of one file: several connections side by side, and its digest taken while they come in.
 
-The first connection asks alone. Only when the server has shown that it keeps to ranges do others join it. Each takes
-the next piece that nobody has taken, so that the file grows from its start, and the digest is taken of what has grown.
-All decisions on whether to go on are here; HTTP is in `ranged`, what is there of the file in `parts`.
+The first connection asks alone. Others join it when the server has shown that it keeps to ranges, and if waiting for
+its bytes takes longer than hashing them: else they would only take the cores' time from both. Each takes the next piece that nobody has taken, so that the
+file grows from its start, and the digest is taken of what has grown. All decisions on whether to go on are here; HTTP
+is in `ranged`, what is there of the file in `parts`, what goes to the digest in `inorder`.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelsupd.weights.base import Settings, Stopped, WeightsError
+from modelsupd.weights.inorder import InOrder
 from modelsupd.weights.parts import PartFile, Ranges, in_words
 from modelsupd.weights.ranged import Answer, Attempt, Route, Wire
 
-#: Read, written and hashed at once: what fits into a core's cache.
+#: Received, written and hashed at once: what fits into a core's cache; and how many may be on their way to the digest.
 BUFFER_BYTES = 1024 * 1024
+BUFFERS = 4
 
-#: What a kill -9 loses of each connection: so much, or what came in so much time.
-_MARK_BYTES = 1024 * 1024
+#: What a kill -9 loses of each connection: a buffer, or what came in so much time.
 _MARK_EVERY_S = 0.5
 
 #: How much must have come between two failures for the count of failures to begin anew.
@@ -48,6 +50,11 @@ _SYNC_BYTES = 512 * 1024 * 1024
 
 #: How often the end is looked for while nothing comes, in seconds.
 _LOOK_EVERY_S = 0.1
+
+#: For so long the first connection is waited for, in all, before it is told how fast it is; and for so long on end
+#: before others join it whatever it was until then.
+_JOIN_AFTER_S = 0.01
+_JOIN_ANYWAY_S = 0.5
 
 
 class Again(Exception):  # noqa: N818 - named for what follows
@@ -92,8 +99,11 @@ class Download:
         #: Up to where it was hashed, and what was there before: an earlier call's, which is hashed while more comes.
         self._hashed_bytes = 0
         self._begun_bytes = part.done.prefix
-        #: Whether more than one connection was let in.
-        self._side_by_side = False
+        #: Whether more than one connection was let in, and may be: the server keeps to ranges.
+        self._side_by_side = self._may_join = False
+        #: How long was waited for bytes that came, and how long those took that were hashed.
+        self._waited_s = self._hashing_s = 0.0
+        self._in_order = InOrder(self._changed, BUFFERS, min(BUFFER_BYTES, part.size))
 
     def run(self, stop: threading.Event, *, git: bool) -> Digests:
         """Return the digests when all bytes are there, git's too if it is asked for.
@@ -120,23 +130,26 @@ class Download:
     def _hash(self, stop: threading.Event, *, git: bool) -> Digests:
         size = self._part.size
         sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        view = memoryview(bytearray(min(BUFFER_BYTES, size)))
+        own = memoryview(bytearray(min(BUFFER_BYTES, size)))
         at = 0
         while at < size:
-            until = self._grown(at, stop)
-            count = self._part.read(view[: until - at], at)
-            sha256.update(view[:count])
+            view, buffer = self._grown(at, own, stop)
+            began_at = time.monotonic()
+            if buffer is None:
+                view = view[: self._part.read(view, at)]
+            sha256.update(view)
             if git:
-                sha1.update(view[:count])
-            at += count
+                sha1.update(view)
+            at += len(view)
+            self._hashed(at, buffer, time.monotonic() - began_at)
         return Digests(sha256.hexdigest(), sha1.hexdigest() if git else None)
 
-    def _grown(self, at: int, stop: threading.Event) -> int:
-        """Wait until there is more of the file than `at`; return how much there is, without a gap."""
-        with self._changed:
-            was_far_ahead, self._hashed_bytes = self._is_far_ahead(), at
-            if was_far_ahead and not self._is_far_ahead():
-                self._changed.notify_all()
+    def _grown(self, at: int, own: memoryview, stop: threading.Event) -> tuple[memoryview, memoryview | None]:
+        """Wait until there is more of the file than `at`; return the bytes with the buffer that they were received in.
+
+        Without one they have to be read back, into the part of `own` that is returned.
+        """
+        began_at = time.monotonic()
         while True:
             with self._changed:
                 if stop.is_set():
@@ -145,9 +158,35 @@ class Download:
                     raise self._error
                 for wire in self._wires:
                     wire.abort_if_late()
-                if self._part.done.prefix > at:
-                    return self._part.done.prefix
+                if found := self._in_order.taken():
+                    return found
+                if (until := self._part.done.prefix) > at:
+                    view = own[: until - at]
+                    self._in_order.begin(at + len(view))
+                    return view, None
                 self._changed.wait(_LOOK_EVERY_S)
+                joining = self._joining(time.monotonic() - began_at)
+            for _ in range(joining):
+                self._start(self._work)
+
+    def _hashed(self, at: int, buffer: memoryview | None, took_s: float) -> None:
+        with self._changed:
+            was_far_ahead, self._hashed_bytes = self._is_far_ahead(), at
+            self._hashing_s += took_s
+            if buffer is not None:
+                self._in_order.give_back(buffer)
+            elif was_far_ahead and not self._is_far_ahead():
+                self._changed.notify_all()
+
+    def _joining(self, waiting_s: float) -> int:
+        """Return how many connections are to join the first one, for which the digest has been waiting."""
+        if not self._may_join or self._side_by_side:
+            return 0
+        is_slow = self._waited_s * self._hashed_bytes > self._hashing_s * self.received_bytes
+        if not (is_slow and self._waited_s > _JOIN_AFTER_S) and waiting_s < _JOIN_ANYWAY_S:
+            return 0
+        self._side_by_side = True
+        return self._connections - 1
 
     # -- the threads of the connections -------------------------------------------------------------------------------
 
@@ -167,10 +206,10 @@ class Download:
 
     def _work(self) -> None:
         wire = Wire(self._route, self._settings.stall_timeout_s, self._ended)
-        buffer = memoryview(bytearray(min(BUFFER_BYTES, self._part.size)))
         worth_bytes, failures, seen_bytes = 0.0, 0, 0
         with self._changed:
             self._wires.append(wire)
+            buffer = [self._in_order.new()]
         try:
             while not self._ended.is_set() and (piece := self._take(worth_bytes)):
                 try:
@@ -233,7 +272,7 @@ class Download:
                 self._pause_until = max(self._pause_until, time.monotonic() + delay_s)
         self._ended.wait(delay_s)
 
-    def _fetch(self, wire: Wire, buffer: memoryview, start: int, end: int) -> float:
+    def _fetch(self, wire: Wire, buffer: list[memoryview], start: int, end: int) -> float:
         """Fetch a piece; return how many bytes a piece had better have, by how this one came."""
         if (pause_s := self._pause_until - time.monotonic()) > 0 and self._ended.wait(pause_s):
             return 0.0
@@ -257,51 +296,52 @@ class Download:
             if not answer.ranged and self._side_by_side:
                 raise Again(self._route.wrong("does not keep to ranges any more"), changed=False)
             self._taken[threading.get_ident()] = (answer.start, answer.end)
-            others = 0
-            if answer.ranged and not self._side_by_side:
-                self._side_by_side, others = self._connections > 1, self._connections - 1
-        for _ in range(others):
-            self._start(self._work)
-        return answer.start, answer.end
+            self._may_join = answer.ranged and self._connections > 1
+            return answer.start, answer.end
 
-    def _receive(self, answer: Answer, buffer: memoryview, start: int, end: int) -> None:
-        at = marked = start
+    def _receive(self, answer: Answer, buffer: list[memoryview], start: int, end: int) -> None:
+        at, marked, waited_s = start, start, 0.0
         mark_at = time.monotonic() + _MARK_EVERY_S
         window_until, window_at = time.monotonic() + self._settings.stall_timeout_s, at
         try:
             while at < end:
+                asked_at = time.monotonic()
                 try:
-                    count = answer.read_into(buffer[: end - at])
+                    count = answer.read_into(buffer[0][at - marked :][: end - at])
                 except (OSError, http.client.HTTPException) as error:
                     raise self._lost(error) from error
                 if count == 0:
                     raise self._route.broken(f"ended the connection {end - at} bytes before the end of a range")
-                self._part.write(buffer[:count], at)
-                at += count
                 now = time.monotonic()
-                if at - marked >= _MARK_BYTES or now >= mark_at:
-                    self._mark(marked, at)
-                    marked, mark_at = at, now + _MARK_EVERY_S
+                waited_s += now - asked_at
+                self._part.write(buffer[0][at - marked :][:count], at)
+                at += count
+                if at - marked == len(buffer[0]) or now >= mark_at:
+                    self._mark(marked, at, buffer, waited_s)
+                    marked, mark_at, waited_s = at, now + _MARK_EVERY_S, 0.0
                 if now >= window_until:
                     if at - window_at < _LEAST_RATE * self._settings.stall_timeout_s:
                         raise self._lost(TimeoutError())
                     window_until, window_at = now + self._settings.stall_timeout_s, at
         finally:
-            self._mark(marked, at)
+            self._mark(marked, at, buffer, waited_s)
 
     def _lost(self, error: Exception) -> Attempt:
         if isinstance(error, TimeoutError):
             return self._route.broken(f"has sent next to nothing for {self._settings.stall_timeout_s:g} s")
         return self._route.unreached(error)
 
-    def _mark(self, start: int, end: int) -> None:
+    def _mark(self, start: int, end: int, buffer: list[memoryview], waited_s: float) -> None:
+        """Record what was received and written, and pass it on to the digest if it is next, for another buffer."""
         with self._changed:
             new = self._part.mark(start, end)
             self.received_bytes += end - start
+            self._waited_s += waited_s
             self._new_bytes += new
             if new:
                 self._progress(new)
-            self._changed.notify_all()
+            if not self._in_order.passed(start, end, buffer, self._ended):
+                self._changed.notify_all()
 
     # -- the thread that syncs ----------------------------------------------------------------------------------------
 
