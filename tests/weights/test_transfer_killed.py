@@ -135,6 +135,7 @@ def test_after_a_power_cut_only_what_was_synced_counts(hub: MockHub, place: Path
 
 def test_what_came_is_synced_while_more_comes(hub: MockHub, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_SYNC_BYTES", 200_000)
+    monkeypatch.setattr(download, "_SEND_BYTES", 100_000)
     monkeypatch.setattr(download, "BUFFER_BYTES", 1000)
     add(hub, noise(MIB))
     target = Target.of(hub, place, parts=1, stall_timeout_s=60)

@@ -48,12 +48,16 @@ _AHEAD_BYTES = 64 * 1024 * 1024
 _SYNC_EVERY_S = 10.0
 _SYNC_BYTES = 512 * 1024 * 1024
 
+#: After so many bytes the disk is told to begin with them, so that syncs, the last one above all, find little to do.
+_SEND_BYTES = 64 * 1024 * 1024
+
 #: How often the end is looked for while nothing comes, in seconds.
 _LOOK_EVERY_S = 0.1
 
-#: For so long the first connection is waited for, in all, before it is told how fast it is; and for so long on end
-#: before others join it whatever it was until then.
-_JOIN_AFTER_S = 0.01
+#: The first connection is slow when waiting for its bytes takes so many times as long as hashing them, measured over so
+#: long a wait; or when it lets wait for so long on end.
+_SLOW = 1.5
+_JOIN_AFTER_S = 0.05
 _JOIN_ANYWAY_S = 0.5
 
 
@@ -113,7 +117,7 @@ class Download:
         try:
             if self._part.done.total < self._part.size:
                 self._start(self._work)
-            if self._part.size > _SYNC_BYTES:
+            if self._part.size > _SEND_BYTES:
                 self._start(self._sync)
             return self._hash(stop, git=git)
         finally:
@@ -182,7 +186,7 @@ class Download:
         """Return how many connections are to join the first one, for which the digest has been waiting."""
         if not self._may_join or self._side_by_side:
             return 0
-        is_slow = self._waited_s * self._hashed_bytes > self._hashing_s * self.received_bytes
+        is_slow = self._waited_s * self._hashed_bytes > _SLOW * self._hashing_s * self.received_bytes
         if not (is_slow and self._waited_s > _JOIN_AFTER_S) and waiting_s < _JOIN_ANYWAY_S:
             return 0
         self._side_by_side = True
@@ -346,10 +350,13 @@ class Download:
     # -- the thread that syncs ----------------------------------------------------------------------------------------
 
     def _sync(self) -> None:
-        synced_at = time.monotonic()
+        synced_at, sent_bytes = time.monotonic(), 0
         while not self._ended.wait(_LOOK_EVERY_S):
             now = time.monotonic()
             late = now - synced_at >= _SYNC_EVERY_S and self._part.unsynced_bytes
             if late or self._part.unsynced_bytes >= _SYNC_BYTES:
                 self._part.sync()
-                synced_at = time.monotonic()
+                synced_at, sent_bytes = time.monotonic(), self._new_bytes
+            elif self._new_bytes - sent_bytes >= _SEND_BYTES:
+                sent_bytes = self._new_bytes
+                self._part.send_to_disk()
