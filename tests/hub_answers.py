@@ -33,6 +33,7 @@ class Handler(BaseHTTPRequestHandler):
         """Serve the connection until it ends."""
         self.hub = hub
         self.host = host
+        self.leaving = False
         super().__init__(connection, address, None)  # type: ignore[arg-type]  # no socketserver behind it
 
     def log_message(self, *_: object) -> None:
@@ -54,6 +55,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.leaving:
+            self.close_connection = True
+            return
         path = urlsplit(self.path).path
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+))?", path):
             self._answer_api(found[1], found[2] or "revision", unquote(found[3] or "main"), body)
@@ -227,6 +231,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _spoiled(self, fault: faults.Fault | None) -> bool:
         """Answer by the fault alone, if it is one that leaves nothing to say; tell whether it did."""
+        self.leaving = isinstance(fault, faults.Leave)
         if isinstance(fault, faults.Status):
             headers = {} if fault.retry_after is None else {"Retry-After": fault.retry_after}
             self._error(fault.status, fault.code, fault.message, headers, body=fault.body)

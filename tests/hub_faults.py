@@ -61,6 +61,11 @@ class Silence(Fault):
 
 
 @dataclass(kw_only=True)
+class Leave(Fault):
+    """Answer, and close the connection only when the next request has come over it, as who was about to close it."""
+
+
+@dataclass(kw_only=True)
 class Status(Fault):
     """Answer with this status; `code` and `message` are the hub's X-Error-Code and X-Error-Message."""
 

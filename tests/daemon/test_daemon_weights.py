@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from filled_cache import tiny_safetensors
 from hosts import NAMESPACE, Host, fake_model, host, settled, small_gguf, whys
 from hub_faults import Drop, Stall, Status, Wrong
 from mock_hub import MockHub, Repo
@@ -105,6 +106,28 @@ def test_weights_are_fetched_verified_and_then_start_without_a_hub(place: Path, 
         daemon.start()
         daemon.until_phase("ready", run=3)
         assert len(hub.requests) == requests
+
+
+def test_an_engine_that_is_given_a_folder_finds_what_was_verified_and_nothing_else(place: Path, hub: MockHub) -> None:
+    files = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": tiny_safetensors(), "model.bin": b"b"}
+    there = hub.add("org/s", files, lfs={"model.safetensors"})
+    own = place / "own"
+    own.mkdir()
+    for name, content in files.items():
+        settled(own / name, content)
+    with host(place, declared(place, hub, of_hub("hub", "hf:org/s"), of_hub("own", str(own)))) as daemon:
+        folders = {name: weights_of(daemon.until_phase("ready", name=name)["pid"]) for name in ("hub/0", "own/0")}
+        for folder in folders.values():
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+                name: content for name, content in files.items() if name != "model.bin"
+            }
+        # Another tool files more of the repository, and somebody writes into the folder itself.
+        snapshot = Cached(place / "hub", "org/s").snapshot(there.commit)
+        (snapshot / "extra.safetensors").write_bytes(b"not ours")
+        (folders["hub/0"] / "stranger.py").write_text("")
+        daemon.client.command("restart", "hub")
+        assert weights_of(daemon.until_phase("ready", run=2, name="hub/0")["pid"]) == folders["hub/0"]
+        assert {path.name for path in folders["hub/0"].iterdir()} == files.keys() - {"model.bin"}
 
 
 @pytest.mark.real

@@ -108,6 +108,14 @@ def test_what_passes_is_tried_again(mock: MockHub, place: Path, fault: faults.Fa
     assert fault.times == 0
 
 
+@pytest.mark.usefixtures("repo")
+def test_a_connection_that_the_hub_was_about_to_close_costs_no_attempt(mock: MockHub, place: Path) -> None:
+    mock.faults["org/name"] = faults.Leave(times=4)
+    for _ in range(2):
+        assert len(hub.listing(SOURCE, settings(place, mock.url, attempts=1)).files) == 3
+    assert (len(mock.requests), mock.connections_made) == (4, 4)
+
+
 def test_what_does_not_pass_ends_after_a_few_attempts(mock: MockHub, place: Path) -> None:
     mock.faults["*"] = faults.Status(status=502)
     error = refusal(place, mock.url)

@@ -46,7 +46,7 @@ def test_a_repository_is_fetched_in_one_format_and_whole_from_then_on(world: Wor
     assert seen.failure is None
     assert seen.whole[0] is not None
     assert seen.whole[0].commit == world.repo.commit
-    assert {path.name for path in seen.whole[0].path.iterdir()} == WANTED
+    assert {name for name, _ in seen.whole[0].links} == WANTED
     assert "verified by sha256" in seen.evidence
     progress = [told for told in world.told if isinstance(told, Progress)]
     assert progress[-1].done_bytes == progress[-1].total_bytes
@@ -61,7 +61,7 @@ def test_a_cache_that_others_filled_is_verified_and_used_where_it_lies(world: Wo
     world.work()
     seen = world.look()
     assert seen.whole[0] is not None
-    assert seen.whole[0].path == folder
+    assert dict(seen.whole[0].links) == {name: folder / name for name in WANTED}
     assert len(world.hub.requests) == requests
 
 

@@ -46,7 +46,8 @@ def gc(place: Place, yes: bool, everything: bool, as_json: bool) -> None:
 
 
 def _collect(config: Config, *, yes: bool, everything: bool) -> dict[str, Any]:
-    from modelsupd.weights.gc import carry_out, plan  # noqa: PLC0415 - `--help` does without
+    from modelsupd.weights import folders  # noqa: PLC0415 - `--help` does without
+    from modelsupd.weights.gc import carry_out, plan  # noqa: PLC0415 - the same
     from modelsupd.weights.verdicts import Verdicts  # noqa: PLC0415 - the same
 
     settings = config.weights
@@ -57,6 +58,7 @@ def _collect(config: Config, *, yes: bool, everything: bool) -> dict[str, Any]:
         if yes:
             removed = carry_out(found, settings)
             Verdicts(settings.state_dir).prune()
+            folders.prune(settings.state_dir)
     return _plain(found) | {"removed_bytes": removed}
 
 

@@ -17,9 +17,10 @@ from modelsupd.core.events import Failure, FailureClass
 from modelsupd.core.spec import Engine, EngineSpec, ModelSpec
 from modelsupd.engines.base import Files, adapter, base_env
 from modelsupd.runtime import modules
-from modelsupd.weights.base import Part, Role, Settings
+from modelsupd.weights import folders
+from modelsupd.weights.base import Part, Role, Settings, WeightsError
 from modelsupd.weights.lock import Lock
-from modelsupd.weights.look import located
+from modelsupd.weights.look import Whole, located
 from modelsupd.weights.look import look as look_at_weights
 from modelsupd.weights.records import Records
 from modelsupd.weights.sources import parts
@@ -69,7 +70,7 @@ def look(spec: ModelSpec, engine: EngineSpec | None, stock: Stock) -> Inputs:
     if failure is None and (needed := adapter(spec.engine).modules):
         failure, origin = _modules_failure(spec, binary, needed)
         prints += f" {_fingerprint(origin)}"
-    failure = failure or seen.failure
+    failure = failure or seen.failure or (_layout_failure(seen.whole) if not seen.todo else None)
     if failure is not None or not seen.todo:
         files = (
             files_of(spec, stock) if failure else _files(found, [part.path if part else None for part in seen.whole])
@@ -77,6 +78,17 @@ def look(spec: ModelSpec, engine: EngineSpec | None, stock: Stock) -> Inputs:
         return Inputs(binary, prints, failure, files, seen.evidence)
     job = Job(found, locked, stock.settings, spec.engine)
     return Inputs(binary, prints, None, files_of(spec, stock), "", job, seen.todo)
+
+
+def _layout_failure(whole: Sequence[Whole | None]) -> Failure | None:
+    """Make the folders that the engine is given; return why it cannot be done, if so."""
+    try:
+        for part in whole:
+            if part is not None and part.links:
+                folders.lay_out(part.path, part.links)
+    except WeightsError as error:
+        return error.failure
+    return None
 
 
 def files_of(spec: ModelSpec, stock: Stock) -> Files:

@@ -1,9 +1,10 @@
 """The bytes of one file: several connections side by side, and its digest taken while they come in.
 
 The first connection asks alone. Others join it when the server has shown that it keeps to ranges, and if waiting for
-its bytes takes longer than hashing them: else they would only take the cores' time from both. Each takes the next piece that nobody has taken, so that the
-file grows from its start, and the digest is taken of what has grown. All decisions on whether to go on are here; HTTP
-is in `ranged`, what is there of the file in `parts`, what goes to the digest in `inorder`.
+its bytes takes longer than hashing them: else they would only take the cores' time from both. Each takes the next piece
+that nobody has taken, so that the file grows from its start, and the digest is taken of what has grown. All decisions
+on whether to go on are here; HTTP is in `ranged`, what is there of the file in `parts`, what goes to the digest in
+`inorder`.
 """
 
 from __future__ import annotations

@@ -49,6 +49,9 @@ _MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _MOST_TOKEN_BYTES = 4096
 _CONNECT_TIMEOUT_S = 10.0
 
+#: More connections than these the client does not keep (httpx's own limit).
+_MOST_KEPT = 20
+
 #: A whole listing may take so many times `stall_timeout_s`, however steadily it drips.
 _LISTING_STALLS = 10
 
@@ -314,7 +317,7 @@ def _install_client() -> None:
             if _origin(request.url) != limits.origin:
                 request.headers.pop("authorization", None)
             try:
-                response = super().send(request, stream=True, **how)
+                response = self._sent(request, how)
                 try:
                     body = limits.read(response)
                 finally:
@@ -328,6 +331,23 @@ def _install_client() -> None:
             if whole.is_error:
                 raise _Refusal(whole)
             return whole
+
+        def _sent(self, request: httpx.Request, how: dict[str, Any]) -> httpx.Response:
+            """Return the answer to a GET, whose body is still to come.
+
+            A kept connection may be closed by the hub at the moment that it is used. That is no fault of anybody and no
+            attempt, so it is sent again, until a connection was made for it.
+            """
+            for left in reversed(range(_MOST_KEPT + 1)):
+                seen: list[str] = []
+                request.extensions["trace"] = lambda name, _info, seen=seen: seen.append(name)
+                try:
+                    return super().send(request, stream=True, **how)
+                except (httpx.NetworkError, httpx.RemoteProtocolError):
+                    is_new = any(name.startswith("connection.") for name in seen)
+                    if is_new or not left or request.method != "GET":
+                        raise
+            raise AssertionError  # the last round returns or raises
 
     hooks = get_session().event_hooks
     set_client_factory(lambda: Client(event_hooks=hooks, follow_redirects=True, timeout=None))

@@ -29,6 +29,7 @@ from modelsupd.weights.base import (
     size_words,
 )
 from modelsupd.weights.cache import Repo, unreadable
+from modelsupd.weights.folders import Links, path_of
 from modelsupd.weights.records import Record, Records
 from modelsupd.weights.sources import files_of, local_files
 from modelsupd.weights.verdicts import Verdicts
@@ -39,13 +40,17 @@ LOAD_ONE_FILE = frozenset({Engine.LLAMA_CPP, Engine.LLAMA_CPP_PYTHON})
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A part that an engine may load: `path` is what the engine is given, `proof` how its files were proven."""
+    """A part that an engine may load: `path` is what the engine is given, `proof` how its files were proven.
+
+    Where `path` is a folder, `links` are its files, and `folders.lay_out` has to make it before an engine is started.
+    """
 
     role: Role
     path: Path
     commit: str | None
     size_bytes: int
     proof: str
+    links: Links = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,7 @@ def _part(part: Part, pinned: Pinned | None, ground: _Ground) -> Whole:
         record.pinned.commit,
         sum(pin.size_bytes for pin in record.pinned.files),
         proof,
+        _links(part, record.pinned, settings),
     )
 
 
@@ -214,10 +220,12 @@ def identify(path: Path) -> Identity | None:
 
 
 def located(part: Part, pinned: Pinned | None, settings: Settings) -> Path:
-    """Return the path that an engine is given: a file, or a folder; of a split GGUF the first shard.
+    """Return the path that an engine is given: a file, or a folder of links; of a split GGUF the first shard.
 
     Without `pinned` it is where a hub's files would come to lie, as far as that can be told.
     """
+    if pinned is not None and (links := _links(part, pinned, settings)):
+        return path_of(part.source, links, settings.state_dir)
     if not isinstance(part.source, HubSource):
         return part.source.path
     repo = Repo(settings.cache_dir, part.source.repo)
@@ -227,3 +235,16 @@ def located(part: Part, pinned: Pinned | None, settings: Settings) -> Path:
     if part.source.file is None:
         return repo.snapshot(commit)
     return repo.file(commit, files_of(part.source.file)[0])
+
+
+def _links(part: Part, pinned: Pinned, settings: Settings) -> Links:
+    """Return what the folder of a part holds; nothing where the engine is given a file."""
+    if isinstance(part.source, HubSource):
+        if part.source.file is not None or pinned.commit is None:
+            return ()
+        snapshot = Repo(settings.cache_dir, part.source.repo).snapshot(pinned.commit)
+    elif part.source.path.is_dir():
+        snapshot = part.source.path
+    else:
+        return ()
+    return tuple((pin.path, (snapshot / pin.path).absolute()) for pin in pinned.files)

@@ -182,7 +182,7 @@ class PartFile:
         return self._unsynced
 
     def send_to_disk(self) -> None:
-        """Have the disk begin with what was written, so that little is left for a sync; what it says is of no weight."""
+        """Have the disk begin with what was written, so that a sync finds little to do; errors are left to that."""
         _libc.sync_file_range(self._fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
