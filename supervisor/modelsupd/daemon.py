@@ -48,6 +48,7 @@ from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable
 from modelsupd.runtime.paths import LockedError, hold
 from modelsupd.runtime.process import Processes
 from modelsupd.runtime.systemd import Notifier
+from modelsupd.weights import lockdiff
 from modelsupd.weights.base import FileDone, Progress
 
 log = structlog.get_logger("daemon")
@@ -281,6 +282,7 @@ class Daemon:
             self._gate.configure(config)
         except OSError as error:
             raise Refused(f"cannot reload: {error}") from error
+        fixed += lockdiff.words(self._config.lock, config.lock)
         self._config = config
         self._warn()
         self._gate.rebind()

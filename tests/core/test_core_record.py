@@ -102,7 +102,7 @@ def test_an_event_s_data_is_all_of_it_in_lists_tables_and_values() -> None:
     report = plain_event(probed(Outcome.TOKENS, vitals=Vitals(1.5, 2, 3, 4)))
     assert report["vitals"] == {"cpu_s": 1.5, "read_bytes": 2, "log_bytes": 3, "delivered": 4, "in_flight": None}
     assert plain_event(exited())["exit"] == {"code": 1, "signal": None, "peak_rss_bytes": None, "cpu_s": None}
-    assert plain_event(exited())["failure"] == {"kind": "crash", "detail": "exit code 1"}
+    assert plain_event(exited())["failure"] == {"kind": "crash", "detail": "exit code 1", "retry_after_s": None}
     assert plain_event(Stuck(3, (7, 8))) == {"type": "Stuck", "run": 3, "pids": [7, 8], "why": ""}
     assert plain_event(Respecified(SPEC, DIGEST)) == {"type": "Respecified", "digest": DIGEST}
 

@@ -142,6 +142,16 @@ def test_permanent_leaves_history_and_memory_waits() -> None:
     assert decision.at == 1
 
 
+@pytest.mark.parametrize(
+    ("asked_s", "pause_s"), [(None, 1.0), (0.5, 1.0), (100.0, 100.0), (1e9, PLAIN.cool_down_max_s)]
+)
+def test_a_server_that_asks_to_wait_is_not_asked_before(asked_s: float | None, pause_s: float) -> None:
+    for kind in (FailureClass.UNREACHABLE, FailureClass.NO_SPACE):
+        assert after_failure(History(), Failure(kind, "words", asked_s), None, PLAIN, "k", 5.0) == Retry(
+            5.0 + pause_s, History((), 1)
+        )
+
+
 _PERMANENT = {"bad-flag", "bad-weights", "unsupported-model", "missing-library", "missing-binary"}
 _BACKS_OFF_ALWAYS = {"out-of-memory", "out-of-gpu-memory", "spawn"}
 _NEVER_COUNTED = {"no-space", "unreachable"}

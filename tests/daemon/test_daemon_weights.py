@@ -327,3 +327,22 @@ def test_a_token_opens_what_is_private_and_is_seen_nowhere_else(place: Path, hub
     kept = b"".join(path.read_bytes() for path in place.rglob("*") if path.is_file() and path != token)
     assert secret.encode() not in kept
     assert any(request.token == secret for request in hub.requests)
+
+
+def test_a_reload_tells_what_changes_in_the_lock(place: Path, hub: MockHub, repo: Repo) -> None:
+    with host(place, declared(place, hub)) as daemon:
+        daemon.until_phase("ready")
+        assert daemon.run("pull").returncode == 0
+        short = repo.commit[:12]
+        assert daemon.run("reload").stdout == f"models.lock: + hf:org/m/{FILE}: 1 file, 1.0 MiB at {short}\n"
+        assert daemon.run("reload").stdout == "nothing changes\n"
+
+
+@pytest.mark.usefixtures("repo")
+def test_a_hub_that_asks_to_wait_is_not_asked_before(place: Path, hub: MockHub) -> None:
+    hub.faults["*"] = Status(status=429, retry_after="900")
+    with host(place, declared(place, hub)) as daemon:
+        reason = daemon.until_phase("backoff")["reason"]
+        assert "answers 429, and asks to wait 900 s" in reason
+        assert "; next start in 900.0 s" in reason
+        assert len(hub.requests) == 1

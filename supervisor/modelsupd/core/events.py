@@ -35,10 +35,14 @@ class FailureClass(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failure of a run: its class, and the words for it; where there is one, the engine's own line."""
+    """A failure of a run: its class, and the words for it; where there is one, the engine's own line.
+
+    `retry_after_s` is how long a server asked to wait before it is asked again.
+    """
 
     kind: FailureClass
     detail: str
+    retry_after_s: float | None = None
 
 
 class ProbeKind(StrEnum):

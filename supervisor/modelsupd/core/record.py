@@ -138,7 +138,7 @@ def _phase(data: dict[str, Any], now: float) -> Phase:
 
 
 def _failure(data: Mapping[str, Any]) -> Failure:
-    return Failure(FailureClass(data["kind"]), data["detail"])
+    return Failure(FailureClass(data["kind"]), data["detail"], data.get("retry_after_s"))
 
 
 def _cause(data: Mapping[str, Any] | str) -> Cause:

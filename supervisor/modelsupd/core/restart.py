@@ -83,7 +83,8 @@ def after_failure(  # noqa: PLR0911 - one way out for each kind of decision
         return Retry(now, History(history.failed_at, history.streak, history.cool_downs, history.addresses + 1))
     if failure.kind in _BLAMELESS:
         streak = history.streak + 1
-        again_at = now + backoff_s(streak, policy, key)
+        asked_s = min(failure.retry_after_s or 0.0, policy.cool_down_max_s)
+        again_at = now + max(backoff_s(streak, policy, key), asked_s)
         return Retry(again_at, History(history.failed_at, streak, history.cool_downs, history.addresses))
     healthy = ready_s is not None and ready_s >= policy.healthy_after_s
     failed_at = (*(at for at in history.failed_at if now - at < policy.window_s), now)

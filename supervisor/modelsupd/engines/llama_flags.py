@@ -12,6 +12,7 @@ from collections.abc import Mapping
 _ENDPOINT = "modelsupd gives every run an endpoint of its own"
 _WEIGHTS = "what is loaded is said by 'weights'"
 _BESIDE = "it is said by '{}' of the model, so that it is verified as the weights are"
+_UNVERIFIED = "it is loaded like weights, and modelsupd cannot verify it yet"
 _KEYS = "a key on the command line can be read by every user of the machine, and the socket is private already"
 _LOG = "modelsupd reads the engine's log to tell why it died"
 _ROUTER = "modelsupd runs one model per process, so that it can tell which one failed"
@@ -50,6 +51,8 @@ OWNED: Mapping[str, str] = {
     "model_draft": _BESIDE.format("draft"),
     "lora": _BESIDE.format("lora"),
     "lora_scaled": _BESIDE.format("lora' and 'lora_scales"),
+    "control_vector": _UNVERIFIED,
+    "control_vector_scaled": _UNVERIFIED,
     "mmproj_url": _OFFLINE,
     "spec_draft_hf": _OFFLINE,
     "hf_repo_draft": _OFFLINE,
@@ -144,8 +147,6 @@ ON_OFF = frozenset({"fit", "flash_attn", "reasoning"})
 
 #: Flags that take several values as one text, and by what they are joined; any other list repeats its flag.
 JOINED: Mapping[str, str] = {
-    "control_vector": ",",
-    "control_vector_scaled": ",",
     "device": ",",
     "fit_target": ",",
     "override_kv": ",",

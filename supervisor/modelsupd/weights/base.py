@@ -108,7 +108,7 @@ class WeightsError(Exception):
     @property
     def failure(self) -> Failure:
         """Return it as the core knows it."""
-        return Failure(self.kind, str(self))
+        return Failure(self.kind, str(self), self.retry_after_s)
 
 
 class Stopped(Exception):  # noqa: N818 - named for what happened

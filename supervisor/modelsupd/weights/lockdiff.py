@@ -47,6 +47,11 @@ def diff(old: Lock, new: Lock) -> tuple[Change, ...]:
     return tuple(change for change in found if _differs(change))
 
 
+def words(old: Lock, new: Lock) -> tuple[str, ...]:
+    """Return what changes from one lock to the other, in a line for each source."""
+    return tuple("models.lock: " + str(change).partition("\n")[0] for change in diff(old, new))
+
+
 def _differs(change: Change) -> bool:
     if change.old is None or change.new is None:
         return True

@@ -36,7 +36,6 @@ class Finished:
     """The job's end; without a failure everything is whole."""
 
     failure: Failure | None = None
-    retry_after_s: float | None = None
 
 
 Report = Progress | FileDone | Finished
@@ -88,7 +87,8 @@ def read_report(line: bytes) -> Report | None:
             return None
         kind = _REPORTS[plain.pop("type")]
         if kind is Finished and plain["failure"]:
-            plain["failure"] = Failure(FailureClass(plain["failure"]["kind"]), plain["failure"]["detail"])
+            failure = plain["failure"]
+            plain["failure"] = Failure(FailureClass(failure["kind"]), failure["detail"], failure["retry_after_s"])
         return kind(**plain)  # type: ignore[no-any-return]  # one of the three kinds of the table
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

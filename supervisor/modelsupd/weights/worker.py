@@ -70,7 +70,7 @@ def main() -> int:
     except Stopped:
         finished = Finished(Failure(FailureClass.UNREACHABLE, "cannot go on: told to stop; what was fetched is kept"))
     except WeightsError as error:
-        finished = Finished(error.failure, error.retry_after_s)
+        finished = Finished(error.failure)
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the daemon must hear of it
