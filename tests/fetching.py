@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from mock_hub import MockHub
+from modelsupd.weights import download
 from modelsupd.weights.base import Location, Pin, Settings, WeightsError
 from modelsupd.weights.transfer import Fetched, fetch
 
 REPO = "org/name"
 MODEL = "model.safetensors"
 KEY = f"{REPO}/{MODEL}"
+
+# On a loopback one connection would do. What can go wrong with several is what is tested, in child processes too, so
+# that all of them come at once; `test_transfer.py` tests when they come otherwise.
+JOINS_AFTER = download._JOIN_AFTER_S, download._SLOW
+download._JOIN_AFTER_S = download._SLOW = 0.0
 
 #: Small enough that a file of a MiB is fetched in many pieces.
 QUICK: dict[str, Any] = {

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import hub_faults as faults
-from fetching import KEY, MODEL, REPO, Target, noise
+from fetching import JOINS_AFTER, KEY, MODEL, REPO, Target, noise
 from mock_hub import MockHub
 from modelsupd.core.events import FailureClass
 from modelsupd.weights import download, quarantine
 from modelsupd.weights.base import Pin, Stopped, WeightsError
+from modelsupd.weights.parts import PartFile
 from waiting import until
 
 pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
@@ -61,6 +62,53 @@ def test_a_large_file_comes_in_pieces_over_several_connections(hub: MockHub, pla
     assert hub.got(KEY)[0] == "bytes=0-65535"
     assert len(hub.got(KEY)) > 4
     assert len(set(hub.got(KEY))) == len(hub.got(KEY)), "nothing is asked for twice"
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_others_join_where_one_connection_is_slower_than_the_digest(
+    hub: MockHub, place: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    monkeypatch.setattr(download, "_JOIN_AFTER_S", JOINS_AFTER[0])
+    monkeypatch.setattr(download, "_SLOW", JOINS_AFTER[1])
+    if slow:
+        hub.faults[KEY] = faults.Drip(piece=8 * 1024, every_s=0.002)
+    target = Target.of(hub, place)
+
+    target.fetch()
+
+    assert right(target)
+    assert hub.connections_made == (4 if slow else 1)
+
+
+def test_others_join_where_one_connection_stands_still(
+    hub: MockHub, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_JOIN_AFTER_S", 1e9)
+    monkeypatch.setattr(download, "_JOIN_ANYWAY_S", 0.1)
+    hub.faults[KEY] = faults.Stall(after=1000, times=1)
+    target = Target.of(hub, place).but(stall_timeout_s=2)
+
+    target.fetch()
+
+    assert right(target)
+    assert hub.connections_made == 5, "the one that stood still, once more, and three"
+
+
+def test_what_comes_in_order_is_not_read_back(hub: MockHub, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    plain = PartFile.read
+
+    def noted(self: PartFile, into: memoryview, at: int) -> int:
+        read.append(at)
+        return plain(self, into, at)
+
+    monkeypatch.setattr(PartFile, "read", noted)
+    monkeypatch.setattr(download, "BUFFER_BYTES", 10_000)
+    target = Target.of(hub, place, parts=1)
+    target.fetch()
+
+    assert right(target)
+    assert read == []
 
 
 def test_a_network_that_is_faster_than_the_digest_waits_for_it(

@@ -165,7 +165,7 @@ class Download:
                     wire.abort_if_late()
                 if found := self._in_order.taken():
                     return found
-                if (until := self._part.done.prefix) > at:
+                if (until := self._part.done.prefix) > at and not self._in_order.is_coming:
                     view = own[: until - at]
                     self._in_order.begin(at + len(view))
                     return view, None
@@ -187,8 +187,8 @@ class Download:
         """Return how many connections are to join the first one, for which the digest has been waiting."""
         if not self._may_join or self._side_by_side:
             return 0
-        is_slow = self._waited_s * self._hashed_bytes > _SLOW * self._hashing_s * self.received_bytes
-        if not (is_slow and self._waited_s > _JOIN_AFTER_S) and waiting_s < _JOIN_ANYWAY_S:
+        is_slow = self._waited_s * self._hashed_bytes >= _SLOW * self._hashing_s * self.received_bytes
+        if not (is_slow and self._waited_s >= _JOIN_AFTER_S) and waiting_s < _JOIN_ANYWAY_S:
             return 0
         self._side_by_side = True
         return self._connections - 1

@@ -28,13 +28,18 @@ class InOrder:
         self._free: list[memoryview] = []
         self._passed: deque[tuple[memoryview, memoryview]] = deque()
         self._next_at = 0
+        #: Whether somebody waits for a buffer to pass on what is next.
+        self.is_coming = False
 
     def new(self) -> memoryview:
         """Return a buffer for somebody who receives."""
         return memoryview(bytearray(self._size))
 
     def begin(self, at: int) -> None:
-        """Have the next buffer begin there: the digest reads what is before it from the file, and none is under way."""
+        """Have the next buffer begin there: the digest reads what is before it from the file.
+
+        None may be under way, nor coming.
+        """
         self._next_at = at
 
     def passed(self, start: int, end: int, buffer: list[memoryview], ended: threading.Event) -> bool:
@@ -42,10 +47,13 @@ class InOrder:
 
         Tell whether it was done; it is not where other bytes are next.
         """
-        while start == self._next_at and start < end and not self._free and not self._left and not ended.is_set():
+        if start != self._next_at or start == end:
+            return False
+        self.is_coming = True
+        while not self._free and not self._left and not ended.is_set():
             self._changed.wait(_LOOK_EVERY_S)
-        # Looked at after the wait: the digest may have read these bytes back meanwhile.
-        if start != self._next_at or start == end or ended.is_set():
+        self.is_coming = False
+        if ended.is_set():
             return False
         self._passed.append((buffer[0][: end - start], buffer[0]))
         self._next_at = end
