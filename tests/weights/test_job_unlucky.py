@@ -42,6 +42,22 @@ def test_two_files_of_one_content_are_healed_together(world: World) -> None:
     assert len(moved_aside(world)) == 1
 
 
+@pytest.mark.parametrize("where", ["snapshot", "blob", "both"])
+def test_links_that_lead_in_circles_are_fetched_and_mended(world: World, where: str) -> None:
+    commit = world.work().commit or ""
+    repo = Cached(world.settings.cache_dir, NAME)
+    link = repo.file(commit, "model-00001-of-00002.safetensors")
+    blob = link.resolve()
+    circle, to = {"snapshot": (link, link), "blob": (blob, blob), "both": (blob, link)}[where]
+    circle.unlink()
+    circle.symlink_to(to)
+
+    assert "is missing" in world.look().todo
+    world.work()
+    assert world.look().todo == ""
+    assert link.read_bytes() == FILES[link.name]
+
+
 def test_a_link_to_another_file_is_mended_and_that_file_left_alone(world: World) -> None:
     world.work()
     first, second = sorted(name for name in LARGE if name.startswith("model-"))

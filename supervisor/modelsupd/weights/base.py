@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -139,6 +140,10 @@ class Identity:
     def __str__(self) -> str:
         """Return it as it stands in fingerprints and in the names of verdicts."""
         return f"{self.device:x}-{self.inode:x}-{self.size_bytes:x}-{self.mtime_ns:x}"
+
+
+#: How it is told that a path leads to no file.
+NOWHERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
 
 def identity_of(found: os.stat_result) -> Identity:

@@ -19,6 +19,7 @@ from modelsupd.weights import hub, quarantine, resolved, structure, transfer
 from modelsupd.weights.base import (
     FETCHED,
     MOVED_ASIDE,
+    NOWHERE,
     FileDone,
     HubSource,
     Part,
@@ -190,8 +191,10 @@ class _Work:
     def _is_there(self, repo: Repo, commit: str, candidate: Candidate) -> bool:
         try:
             found = candidate.path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        except OSError as error:
+            if error.errno in NOWHERE:
+                return False
+            raise
         if found.st_size == candidate.pin.size_bytes:
             return True
         listed = _listed_pin(repo, commit, candidate.pin)

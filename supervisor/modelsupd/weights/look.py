@@ -17,6 +17,7 @@ from pathlib import Path
 from modelsupd.core.events import Failure, FailureClass
 from modelsupd.core.spec import Engine
 from modelsupd.weights.base import (
+    NOWHERE,
     HubSource,
     Identity,
     Part,
@@ -211,11 +212,13 @@ def _proof(pin: Pin, identity: Identity, verdicts: Verdicts, part: Part) -> str:
 
 
 def identify(path: Path) -> Identity | None:
-    """Return what a file is told by, links followed; None where there is none. Other errors pass."""
+    """Return what a file is told by, links followed; None where they lead to none, or in circles. Other errors pass."""
     try:
         found = os.stat(path)  # noqa: PTH116 - of fifty files, the cheaper call
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return None
+        raise
     return identity_of(found)
 
 

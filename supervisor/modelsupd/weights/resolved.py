@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modelsupd.core.events import FailureClass
 from modelsupd.weights import structure
-from modelsupd.weights.base import HubSource, Part, Pin, Pinned, Settings, WeightsError
+from modelsupd.weights.base import NOWHERE, HubSource, Part, Pin, Pinned, Settings, WeightsError
 from modelsupd.weights.cache import Repo
 from modelsupd.weights.records import Records
 from modelsupd.weights.sources import chosen, local_files
@@ -76,8 +76,10 @@ def _has_declared(part: Part, files: Sequence[Pin]) -> bool:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0  # one shard of several, or the file itself: whoever wants it will see
+    except OSError as error:
+        if error.errno in NOWHERE:
+            return 0  # one shard of several, or the file itself: whoever wants it will see
+        raise
 
 
 def _is_complete(part: Part, repo: Repo, commit: str, engine: str | None) -> bool:

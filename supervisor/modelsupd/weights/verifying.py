@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from modelsupd.core.events import FailureClass
-from modelsupd.weights.base import HubSource, Part, Pin, Pinned, Progress, Settings, WeightsError, size_words
+from modelsupd.weights.base import NOWHERE, HubSource, Part, Pin, Pinned, Progress, Settings, WeightsError, size_words
 from modelsupd.weights.checking import Candidate, Checker, differs
 from modelsupd.weights.resolved import known, placed
 from modelsupd.weights.verdicts import Verdict, Verdicts
@@ -94,9 +94,9 @@ def _one(source: str, candidate: Candidate, checker: Checker) -> Checked:
     try:
         size = path.stat().st_size
         (verdict,) = checker.check([candidate])
-    except (FileNotFoundError, NotADirectoryError):
-        return Checked(source, pin.path, Outcome.MISSING, None, expected, words=f"there is no '{path}'")
     except OSError as error:
+        if error.errno in NOWHERE:
+            return Checked(source, pin.path, Outcome.MISSING, None, expected, words=f"there is no '{path}'")
         return Checked(source, pin.path, Outcome.UNREAD, None, expected, words=f"{error.strerror}: '{path}'")
     except WeightsError as error:
         return Checked(source, pin.path, Outcome.UNREAD, None, expected, words=str(error))
