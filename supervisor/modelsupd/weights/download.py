@@ -57,8 +57,8 @@ _LOOK_EVERY_S = 0.1
 
 #: The first connection is slow when waiting for its bytes takes so many times as long as hashing them, measured over so
 #: long a wait; or when it lets wait for so long on end.
-_SLOW = 1.5
-_JOIN_AFTER_S = 0.05
+_SLOW = 2.0
+_JOIN_AFTER_S = 0.2
 _JOIN_ANYWAY_S = 0.5
 
 
