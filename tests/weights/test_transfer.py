@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hub_faults as faults
-from fetching import JOINS_AFTER, KEY, MODEL, REPO, Target, noise
+from fetching import KEY, MODEL, REPO, Target, noise
 from mock_hub import MockHub
 from modelsupd.core.events import FailureClass
 from modelsupd.weights import download, quarantine
@@ -64,20 +64,20 @@ def test_a_large_file_comes_in_pieces_over_several_connections(hub: MockHub, pla
     assert len(set(hub.got(KEY))) == len(hub.got(KEY)), "nothing is asked for twice"
 
 
-@pytest.mark.parametrize("slow", [True, False])
-def test_others_join_where_one_connection_is_slower_than_the_digest(
-    hub: MockHub, place: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+@pytest.mark.parametrize(("slow", "connections"), [(0.001, 4), (1e9, 1)])
+def test_others_join_where_one_connection_is_so_much_slower_than_the_digest(
+    hub: MockHub, place: Path, monkeypatch: pytest.MonkeyPatch, slow: float, connections: int
 ) -> None:
-    monkeypatch.setattr(download, "_JOIN_AFTER_S", JOINS_AFTER[0])
-    monkeypatch.setattr(download, "_SLOW", JOINS_AFTER[1])
-    if slow:
-        hub.faults[KEY] = faults.Drip(piece=8 * 1024, every_s=0.002)
+    monkeypatch.setattr(download, "_SLOW", slow)
+    monkeypatch.setattr(download, "_JOIN_AFTER_S", 0.02)
+    monkeypatch.setattr(download, "_JOIN_ANYWAY_S", 1e9)
+    hub.faults[KEY] = faults.Drip(piece=8 * 1024, every_s=0.002)
     target = Target.of(hub, place)
 
     target.fetch()
 
     assert right(target)
-    assert hub.connections_made == (4 if slow else 1)
+    assert hub.connections_made == connections
 
 
 def test_others_join_where_one_connection_stands_still(

@@ -224,8 +224,8 @@ def test_fifty_files_are_known_in_no_time(tmp_path: Path) -> None:
         assert verdicts.put(tmp_path / str(number), identity, GOOD) == ""
 
     def took_s() -> float:
-        began = time.perf_counter()
+        began = time.thread_time()  # what others do on the machine does not count
         assert all(verdicts.get(identity) for identity in identities)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     assert min(took_s() for _ in range(20)) < 0.005
