@@ -40,6 +40,7 @@ MODULES = (
     "tally",
     "traffic",
     "upstream",
+    "usage",
     "waiting",
 )
 

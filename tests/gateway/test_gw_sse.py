@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from gw_world import DONE, GOOD_STREAM, event, whole_answer
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
-from modelsupd.gateway.sse import MAX_HELD_BYTES, Scanner, Usage
+from modelsupd.gateway.sse import MAX_HELD_BYTES, Scanner
 from modelsupd.gateway.traffic import RunTraffic
+from modelsupd.gateway.usage import Usage
 from modelsupd.gateway.wire import Kind
 
 STREAM = Headers([(b"content-type", b"text/event-stream; charset=utf-8")])

@@ -15,11 +15,12 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.traffic import RunTraffic
+from modelsupd.gateway.usage import Usage, last_reason, last_usage, tokens_in_and_out
 from modelsupd.gateway.wire import Kind
 
 #: As much of an event is held back until it is whole; a longer one passes as it comes, and counts as an answer.
@@ -35,16 +36,6 @@ _CLIENT_ERROR: Final = 400
 _SERVER_ERROR: Final = 500
 _BUSY: Final = 503
 
-_DECODER: Final = json.JSONDecoder()
-
-#: What follows `"finish` or `"stop` where there is a reason, as engines write it; and how much of one is kept.
-_REASON_WORD: Final = b'_reason":"'
-_REASON_WORD_SPACED: Final = b'_reason": "'
-_REASON_BYTES: Final = 32
-_USAGE_WORD: Final = b'"usage"'
-_OBJECT: Final = re.compile(rb"\s*:\s*\{")
-#: An object of what was used that is longer than this tells nothing.
-_USAGE_BYTES: Final = 4096
 #: Something was said: text that is not empty, reasoning, the call of a tool, or a part of its arguments.
 _CONTENT: Final = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|thinking|refusal|arguments|partial_json|summary_text)"'
@@ -60,13 +51,6 @@ _RESPONSES_END: Final = (
     b'"response"',
     re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed|cancelled)"'),
 )
-
-
-class Usage(NamedTuple):
-    """Tokens as the engine counted them; None where it did not say."""
-
-    tokens_in: int | None = None
-    tokens_out: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +180,10 @@ class Scanner:
     def usage(self) -> Usage:
         """Return the tokens, as far as the engine said."""
         if self._counted is None or not self.ended:
-            tokens_in, tokens_out = _counts(self._usage_at)
+            tokens_in, tokens_out = tokens_in_and_out(self._usage_at)
             if self._usage_first:
                 # Anthropic's streams tell what went in at their start, and what came out at their end.
-                first_in, first_out = _counts(self._usage_first)
+                first_in, first_out = tokens_in_and_out(self._usage_first)
                 tokens_in = first_in if tokens_in is None else tokens_in
                 tokens_out = first_out if tokens_out is None else tokens_out
             self._counted = Usage(tokens_in, tokens_out)
@@ -255,27 +239,14 @@ class Scanner:
         self.event_at = now
         if self.content_at is None and _CONTENT.search(text):
             self.content_at = now
-        if text.find(_REASON_WORD) >= 0 or text.find(_REASON_WORD_SPACED) >= 0:
-            self._note_reason(text)
+        self.finish_reason = last_reason(text) or self.finish_reason
         if text.find(_ERROR_WORD) >= 0:
             self._look_for_error(text)
-        if text.find(_USAGE_WORD) >= 0:
-            self._note_usage(text)
+        self._note_usage(text)
         if self._end is not None and text.find(self._end[0]) >= 0 and (end := self._end[1].search(text)):
             self.done = True
             if end.lastindex:
                 self.finish_reason = end[1].decode()
-
-    def _note_reason(self, text: bytes) -> None:
-        """Note the last reason that it says for having finished."""
-        word = _REASON_WORD if text.find(_REASON_WORD) >= 0 else _REASON_WORD_SPACED
-        before, found, after = text.rpartition(word)
-        while found:
-            reason = after.partition(b'"')[0]
-            if before[-7:] == b'"finish' or before[-5:] == b'"stop':
-                self.finish_reason = reason[:_REASON_BYTES].decode("ascii", "replace")
-                break
-            before, found, after = before.rpartition(word)
 
     def _look_for_error(self, text: bytes) -> None:
         for event in text.split(b"\n\n"):
@@ -288,15 +259,11 @@ class Scanner:
 
     def _note_usage(self, text: bytes) -> None:
         """Keep the last object that tells what was used: how much of it matters is known at the end."""
-        before, word, after = text.rpartition(_USAGE_WORD)
-        while word:
-            found = _OBJECT.match(after)
-            if found is not None:
-                self._usage_at = after[found.end() - 1 : _USAGE_BYTES]
-                if not self._usage_first and self._api is Api.MESSAGES:
-                    self._usage_first = self._usage_at
-                break
-            before, word, after = before.rpartition(_USAGE_WORD)
+        found = last_usage(text)
+        if found is not None:
+            self._usage_at = found
+            if not self._usage_first and self._api is Api.MESSAGES:
+                self._usage_first = found
 
     def _let_go(self, whole: bytes) -> bytes:
         """Pass an event on that is too long to be held back, as it comes; its other half is an answer anyway."""
@@ -337,26 +304,8 @@ class Scanner:
         text = self._kept
         self.events = 1
         self._traffic.delivered(self._clock(), 0, 1)
-        self._note_reason(text)
+        self.finish_reason = last_reason(text)
         self._note_usage(text)
-
-
-def _counts(text: bytes) -> tuple[int | None, int | None]:
-    """Return the tokens in and out that an object tells; it may be cut off, and then tells nothing."""
-    if not text:
-        return None, None
-    try:
-        used, _ = _DECODER.raw_decode(text.decode("latin-1"))
-    except (ValueError, RecursionError):
-        return None, None
-    return _number(used, "prompt_tokens", "input_tokens"), _number(used, "completion_tokens", "output_tokens")
-
-
-def _number(used: dict[str, Any], name: str, other: str) -> int | None:
-    value = used.get(name)
-    if value is None:
-        value = used.get(other)
-    return value if type(value) is int and value >= 0 else None
 
 
 def _boundary(text: bytes) -> int:
