@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,24 @@ def prepared(folder: Path, **changes: Any) -> Settings:  # noqa: ANN401 - fields
 class Gateway:
     """One process."""
 
-    def __init__(self, folder: Path, given: Settings, name: str = "g", *, log_fd: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, given: Settings, name: str = "g", *, log_fd: int | None = None, wrapped: Sequence[str] = ()
+    ) -> None:
         self.admin = folder / f"{name}.sock"
         self.log_path = folder / f"{name}.log"
         settings_path = folder / f"{name}.json"
         settings.write(settings_path, given)
-        argv = (sys.executable, "-I", "-m", "modelsupd.gateway", "--settings", settings_path, "--admin", self.admin)
+        argv = (
+            *wrapped,
+            sys.executable,
+            "-I",
+            "-m",
+            "modelsupd.gateway",
+            "--settings",
+            str(settings_path),
+            "--admin",
+            str(self.admin),
+        )
         with self.log_path.open("wb") as file:
             log = file.fileno() if log_fd is None else log_fd
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -14,6 +14,7 @@ from modelsupd.core.spec import GatewayLimits, GatewaySpec, ModelGateway, launch
 from modelsupd.errors import ModelsupdError
 from modelsupd.gateway import settings
 from modelsupd.gateway.base import Limits, Model
+from modelsupd.gateway.service import Ways
 
 WIDE = "[gateway]\nlisten = '0.0.0.0:80'\n"
 
@@ -59,6 +60,9 @@ def test_beyond_loopback_it_listens_with_keys_or_when_told_so(tmp_path: Path) ->
         ("listen = 8080", "listen = 8080: must be an address such as"),
         ("tls_cert = 'a'", "tls_cert = "),
         ("cors_origins = ['https://a/']", "cors_origins[0] = 'https://a/': must be an origin as browsers send it"),
+        ("session_headers = ['x session']", "session_headers[0] = 'x session': must be the name of a header"),
+        ("warm_after_s = -1", "warm_after_s = -1: must be at least 0"),
+        ("limits.vanished_after_s = 3", "limits.vanished_after_s = 3: must be at least 4"),
         ("limits.max_body_bytes = 1", "limits.max_body_bytes = 1: must be at least 1024"),
         ("limits.buffered_bytes = 65536", "limits.buffered_bytes = 65536: must be at least max_body_bytes, which is"),
         ("max_body_bytes = 1", "max_body_bytes = 1: unknown key here; it belongs in [gateway.limits]"),
@@ -107,6 +111,11 @@ def test_what_clients_may_do_can_change_under_a_running_engine(tmp_path: Path) -
 def test_the_defaults_are_those_that_the_gateway_has_of_its_own() -> None:
     assert dataclasses.asdict(GatewayLimits()) == dataclasses.asdict(Limits())
     own = dataclasses.asdict(Model(name=""))
+    given = settings.Settings(run="", daemon_socket="", state_dir="")
+    assert (given.warm_after_s, given.session_headers) == (GatewaySpec().warm_after_s, GatewaySpec().session_headers)
+    ways = Ways()
+    assert ways.warm_after_s == given.warm_after_s
+    assert ways.session_headers == tuple(name.encode() for name in given.session_headers)
     assert {name: own[name] for name in dataclasses.asdict(ModelGateway())} == dataclasses.asdict(ModelGateway())
 
 
@@ -115,6 +124,8 @@ def test_settings_come_back_from_their_file_as_they_were_and_nobody_else_can_rea
         [gateway]
         cors_origins = ["https://chat.example"]
         limits.max_headers = 20
+        warm_after_s = 0
+        session_headers = ["X-Chat"]
         access_log.files = 1
         auto = [{models = ["m"], images = true, prompt_over_tokens = 5}]
         tls_cert = "tls.pem"
@@ -130,6 +141,7 @@ def test_settings_come_back_from_their_file_as_they_were_and_nobody_else_can_rea
     )
     assert made.limits == dataclasses.replace(Limits(), max_headers=20)
     assert made.auto == (AutoRule(models=("m",), images=True, prompt_over=5),)
+    assert (made.warm_after_s, made.session_headers) == (0, ("X-Chat",))
     assert made.tls_cert == str(tmp_path / "tls.pem")
     assert made.keys_path == tmp_path / "keys.json"
     settings.write(tmp_path / "settings.json", made)

@@ -206,18 +206,19 @@ def test_auto_is_a_model_that_can_do_it() -> None:
     run(test, ways=Ways(tick_s=TICK_S, auto=rules))
 
 
-def test_a_session_stays_with_its_replica() -> None:
+@pytest.mark.parametrize(("header", "ways"), [("X-Session-Id", Ways()), ("X-Chat", Ways(session_headers=(b"x-chat",)))])
+def test_a_session_stays_with_its_replica(header: str, ways: Ways) -> None:
     async def test(world: World) -> None:
         engine = await world.engine(talks)
         world.table(model("m", *[engine] * 4))
         for name in ("a", "b", "c"):
             runs = set()
             for _ in range(4):
-                answer = await world.ask("/v1/chat/completions", said(), headers={"X-Session-Id": name})
+                answer = await world.ask("/v1/chat/completions", said(), headers={header: name})
                 runs.add(answer.headers["x-modelsupd-run"])
             assert len(runs) == 1
 
-    run(test)
+    run(test, ways=ways)
 
 
 def test_a_form_and_a_query_name_their_model() -> None:

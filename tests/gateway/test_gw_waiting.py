@@ -214,6 +214,17 @@ def test_a_streaming_client_that_waits_is_kept_warm_by_comments() -> None:
     run(test, ways=WARM)
 
 
+def test_a_streaming_client_is_not_kept_warm_where_that_is_turned_off() -> None:
+    async def test(world: World) -> None:
+        world.table(model("m", availability=Availability.LOADING, start_wait_s=0.1))
+
+        answer = await world.chat(stream=True)
+
+        assert answer.status == 503
+
+    run(test, ways=Ways(tick_s=TICK_S, warm_after_s=0))
+
+
 def test_after_a_comment_a_failure_is_an_event() -> None:
     async def test(world: World) -> None:
         world.table(model("m", availability=Availability.LOADING))

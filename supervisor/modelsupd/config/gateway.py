@@ -20,6 +20,7 @@ KEYS_NAME = "keys.json"
 AUTO = "auto"
 
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]{1,5})?|https?://\[[0-9a-f:.]+\](?::[0-9]{1,5})?")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 
 
 def addresses(spec: GatewaySpec | None) -> tuple[tuple[str, int], ...]:
@@ -37,10 +38,7 @@ def of_gateway(known: Collection[str]) -> Callable[[GatewaySpec], Iterator[Probl
         for given, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
             if getattr(spec, given) is not None and getattr(spec, other) is None:
                 yield Problem(("gateway", given), getattr(spec, given), f"is of no use without {other}")
-        for index, origin in enumerate(spec.cors_origins):
-            if origin != "*" and not _ORIGIN.fullmatch(origin):
-                why = "must be an origin as browsers send it, such as 'https://chat.example', or '*'"
-                yield Problem(("gateway", "cors_origins", f"[{index}]"), origin, why)
+        yield from _words(spec)
         limits = spec.limits
         if limits.buffered_bytes < limits.max_body_bytes:
             why = f"must be at least max_body_bytes, which is {limits.max_body_bytes}"
@@ -51,6 +49,16 @@ def of_gateway(known: Collection[str]) -> Callable[[GatewaySpec], Iterator[Probl
             yield Problem(("gateway", "auto"), None, f"is out of reach: '{AUTO}' is the name of a model")
 
     return check
+
+
+def _words(spec: GatewaySpec) -> Iterator[Problem]:
+    for index, origin in enumerate(spec.cors_origins):
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            why = "must be an origin as browsers send it, such as 'https://chat.example', or '*'"
+            yield Problem(("gateway", "cors_origins", f"[{index}]"), origin, why)
+    for index, name in enumerate(spec.session_headers):
+        if not _HEADER.fullmatch(name):
+            yield Problem(("gateway", "session_headers", f"[{index}]"), name, "must be the name of a header")
 
 
 def closed(spec: GatewaySpec | None, state_dir: Path) -> Iterator[Problem]:

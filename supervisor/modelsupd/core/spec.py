@@ -274,6 +274,12 @@ class GatewayLimits:
     )
     max_connections: int = _limit(16384, "connections of clients at once; one more gets 503", ge=1)
     upstream_idle_s: float = _limit(4.0, "how long an unused connection to an engine is kept; vLLM closes at 5", gt=0)
+    vanished_after_s: float = _limit(
+        60.0,
+        "a client whose machine has answered nothing for this long, not even TCP's own questions, is gone",
+        ge=4,
+        le=43200,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,6 +317,13 @@ class GatewaySpec:
     tls_key: str | None = _limit(None, "file with the certificate's private key, in PEM")
     cors_origins: tuple[str, ...] = _limit((), "origins whose pages may use it from a browser; '*' for all")
     drain_timeout_s: float = _limit(30.0, "how long answers may take to finish when it stops or is replaced", ge=0)
+    warm_after_s: float = _limit(
+        15.0, "a streaming client that waits for a model gets a comment each time so long has passed; 0: never", ge=0
+    )
+    session_headers: tuple[str, ...] = _limit(
+        ("x-session-id", "x-session-affinity"),
+        "headers whose value says which requests belong together, the first that is there: one replica gets them",
+    )
     limits: GatewayLimits = field(default_factory=GatewayLimits, metadata={"doc": "limits of connections"})
     access_log: AccessLogLimits = field(
         default_factory=AccessLogLimits, metadata={"doc": "how much is kept of the record of requests"}

@@ -105,3 +105,4 @@ class Limits:
     stream_buffer_bytes: int = 262144
     max_connections: int = 16384
     upstream_idle_s: float = 4.0
+    vanished_after_s: float = 60.0

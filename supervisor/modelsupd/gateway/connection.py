@@ -16,7 +16,7 @@ from typing import Final, cast
 
 import structlog
 
-from modelsupd.gateway import parsing
+from modelsupd.gateway import parsing, vanished
 from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.front import Front
 from modelsupd.gateway.parsing import Refusal
@@ -157,6 +157,10 @@ class Connection:
         """Close once it has been idle for so long."""
         if self._state is _IDLE:
             self.deadline = min(self.deadline, max(time.monotonic(), self._since + idle_s))
+
+    def unheard_s(self) -> float:
+        """Return for how long nothing was heard of a client that does not confirm what it is sent; else 0."""
+        return vanished.unheard_s(self._transport.get_extra_info("socket")) if self._exchange is not None else 0.0
 
     # What an exchange calls
 

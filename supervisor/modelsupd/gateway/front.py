@@ -24,6 +24,9 @@ TICK_S: Final = 0.25
 #: A round of the clock that is late by this much says that the worker itself got no CPU.
 _LATE_S: Final = 1.0
 
+#: In so many rounds all connections are looked at, for clients that have vanished.
+_HEARD_IN_ROUNDS = 16
+
 #: How long an idle connection is left open once the gateway drains: a request may be on its way on it.
 _DRAINING_IDLE_S: Final = 1.0
 
@@ -46,6 +49,9 @@ class Timed(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def unheard_s(self) -> float:
+        """Return for how long nothing was heard of a client that does not confirm what it is sent; else 0."""
+
 
 class Front:
     """The state of a worker: what its connections have in common."""
@@ -66,6 +72,7 @@ class Front:
         self._timer: asyncio.TimerHandle | None = None
         self.now = time.monotonic()
         """When the clock last looked."""
+        self._to_hear: list[Timed] = []
         self._id_prefix = os.urandom(8).hex()
         self._ids = 10_000_000  # so that ids are of one length
 
@@ -105,4 +112,14 @@ class Front:
         for connection in list(self.connections):
             if connection.deadline <= now:
                 connection.expire()
+        self._listen_for_signs_of_life()
         self.pool.tick(now)
+
+    def _listen_for_signs_of_life(self) -> None:
+        """Close connections of clients that have vanished. A few are looked at each time, so that it takes no time."""
+        if not self._to_hear:
+            self._to_hear = list(self.connections)
+        for _ in range(min(len(self._to_hear), 1 + len(self.connections) // _HEARD_IN_ROUNDS)):
+            connection = self._to_hear.pop()
+            if connection in self.connections and connection.unheard_s() >= self.limits.vanished_after_s:
+                connection.abort()

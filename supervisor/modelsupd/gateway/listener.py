@@ -16,6 +16,7 @@ from typing import cast
 
 from modelsupd.gateway.connection import Connection
 from modelsupd.gateway.front import Front
+from modelsupd.gateway.vanished import watch
 
 BACKLOG = 4096
 _HANDSHAKE_TIMEOUT_S = 10.0
@@ -60,6 +61,7 @@ class Listener:
             own = sock.dup()
             try:
                 own.setblocking(False)
+                watch(own, self._front.limits.vanished_after_s)
                 server = await loop.create_server(
                     lambda: cast("asyncio.Protocol", Connection(self._front)),
                     sock=own,

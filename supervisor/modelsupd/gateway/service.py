@@ -50,11 +50,12 @@ _MOVED: Final = 308
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ways:
-    """How a service is set up. `tick_s`: how often deadlines are looked at."""
+    """How a service is set up. `session_headers` are in lower case; `tick_s`: how often deadlines are looked at."""
 
     cors: Cors = field(default_factory=Cors)
     auto: tuple[AutoRule, ...] = ()
     warm_after_s: float = WARM_AFTER_S
+    session_headers: tuple[bytes, ...] = SESSION_HEADERS
     tick_s: float = TICK_S
 
 
@@ -160,7 +161,7 @@ class Service:
             path=_path(exchange),
             stream=asked.stream,
             silent=asked.silent or exchange.path == _COUNT_TOKENS,
-            session=_session(exchange.headers),
+            session=_session(exchange.headers, self.ways.session_headers),
             warm_after_s=self.ways.warm_after_s,
         )
         Serving(self.desk, exchange, errand, found).begin()
@@ -335,8 +336,8 @@ def _path(exchange: Exchange) -> str | None:
     return f"{spelling}?{exchange.query}" if exchange.query else spelling
 
 
-def _session(headers: Headers) -> str | None:
-    for name in SESSION_HEADERS:
+def _session(headers: Headers, names: tuple[bytes, ...]) -> str | None:
+    for name in names:
         value = headers.first.get(name)
         if value:
             return value[:_MAX_SESSION_BYTES].decode("latin-1")

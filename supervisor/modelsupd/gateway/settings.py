@@ -33,6 +33,8 @@ class Settings:
     tls_cert: str | None = None
     tls_key: str | None = None
     cors_origins: tuple[str, ...] = ()
+    warm_after_s: float = 15.0
+    session_headers: tuple[str, ...] = ("x-session-id", "x-session-affinity")
     limits: Limits = field(default_factory=Limits)
     access_log: AccessLogLimits = field(default_factory=AccessLogLimits)
     auto: tuple[AutoRule, ...] = ()
@@ -69,6 +71,8 @@ def of_spec(spec: GatewaySpec, *, run: str, daemon_socket: Path, state_dir: Path
         tls_cert=spec.tls_cert,
         tls_key=spec.tls_key,
         cors_origins=spec.cors_origins,
+        warm_after_s=spec.warm_after_s,
+        session_headers=spec.session_headers,
         limits=Limits(**{item.name: getattr(spec.limits, item.name) for item in fields(spec.limits)}),
         access_log=spec.access_log,
         auto=rules,

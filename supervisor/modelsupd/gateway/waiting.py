@@ -146,8 +146,8 @@ class Wait:
         return errors.not_ready(model.name, f"{reason} (waited {waited_s:.0f} s)", model.retry_after_s)
 
     def cold(self, now: float, warm_after_s: float) -> bool:
-        """Tell whether a client that streams needs to hear something now, and note that it does."""
-        if now - self._warmed_at < warm_after_s:
+        """Tell whether a client that streams needs to hear something now, and note that it does; never with 0."""
+        if warm_after_s <= 0 or now - self._warmed_at < warm_after_s:
             return False
         self._warmed_at = now
         return True

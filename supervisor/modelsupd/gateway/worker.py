@@ -63,7 +63,12 @@ class Worker:
             self.keys.check,
             ledger=self.ledger,
             reports=Reports(evidence=self.evidence, record=self.record),
-            ways=Ways(cors=Cors(settings.cors_origins), auto=settings.auto),
+            ways=Ways(
+                cors=Cors(settings.cors_origins),
+                auto=settings.auto,
+                warm_after_s=settings.warm_after_s,
+                session_headers=tuple(name.lower().encode() for name in settings.session_headers),
+            ),
         )
         self.front = Front(settings.limits, self.service.handle)
         self.listener = Listener(self.front)
