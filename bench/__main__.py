@@ -20,13 +20,14 @@ FIGURES = {
     "sha256": "the digests of several files, against as many openssl processes",
     "download": "a file fetched from a hub on loopback and verified, against curl and openssl in a pipe",
     "gateway": "requests a second, time to the first event, CPU and memory, against nginx and HAProxy",
+    "gateway_restart": "300 streams while the daemon or the gateway is replaced, against the same undisturbed",
     "gguf_header": "reading the header of a GGUF file with a large vocabulary, against gguf's own reader",
 }
 
 
 def main() -> None:
     """Run the figures that are named, all of them without names."""
-    listed = "\n".join(f"  {name:12} {what}" for name, what in FIGURES.items())
+    listed = "\n".join(f"  {name:16} {what}" for name, what in FIGURES.items())
     parser = argparse.ArgumentParser(
         prog="bench", epilog=f"figures:\n{listed}", formatter_class=argparse.RawDescriptionHelpFormatter
     )

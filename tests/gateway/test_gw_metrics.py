@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import stat
 import threading
@@ -131,10 +132,13 @@ def test_the_admin_socket_answers_its_owner_and_nobody_else(tmp_path: Path) -> N
     async def main() -> None:
         path = tmp_path / "engine.sock"
         path.write_text("left by an earlier process")
-        admin = Admin(lambda: {"accepting": True}, lambda: lambda: b"m 1\n")
-        await admin.listen(path)
+        admin = Admin(lambda: {"accepting": True}, lambda: b"m 1\n")
+        admin.listen(path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert await ask(path, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n") == (200, b'{"accepting": true}')
+        assert await ask(path, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n") == (
+            200,
+            b'{"accepting": true, "late_s": 0.0}',
+        )
         assert await ask(path, b"GET /metrics?x=1 HTTP/1.1\r\n\r\n") == (200, b"m 1\n")
         assert (await ask(path, b"GET /other HTTP/1.1\r\n\r\n"))[0] == 404
         assert (await ask(path, b"POST /health HTTP/1.1\r\n\r\n"))[0] == 405
@@ -145,3 +149,28 @@ def test_the_admin_socket_answers_its_owner_and_nobody_else(tmp_path: Path) -> N
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+
+
+def test_health_is_told_while_a_crowd_holds_the_loop_up_and_not_while_the_loop_hangs(tmp_path: Path) -> None:
+    late_s = [1.5]
+
+    async def main() -> None:
+        admin = Admin(dict, lambda: b"m 1\n", lambda: late_s[0])
+        admin.listen(tmp_path / "a.sock")
+        path = tmp_path / "a.sock"
+        asked = asyncio.create_task(ask(path, b"GET /health HTTP/1.1\r\n\r\n"))
+        assert await asked == (200, b'{"late_s": 1.5}')
+        late_s[0] = 3.0
+        asked = asyncio.create_task(ask(path, b"GET /health HTTP/1.1\r\n\r\n"))
+        assert (await ask(path, b"GET /metrics HTTP/1.1\r\n\r\n"))[0] == 200
+        assert not asked.done()
+        late_s[0] = 0.0
+        assert (await asked)[0] == 200
+        late_s[0] = 3.0
+        asked = asyncio.create_task(ask(path, b"GET /health HTTP/1.1\r\n\r\n"))
+        assert (await ask(path, b"GET /metrics HTTP/1.1\r\n\r\n"))[0] == 200
+        admin.close()
+        with contextlib.suppress(IndexError, ConnectionError):
+            await asked
+
+    asyncio.run(main())

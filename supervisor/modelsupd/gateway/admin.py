@@ -2,11 +2,12 @@
 
 | request | answer |
 |---|---|
-| GET /health | `{"v": 1, "accepting", "draining", "in_flight", "connections", "table_seq", "daemon", "since"}` |
+| GET /health | `{"v": 1, "accepting", "draining", "in_flight", "connections", "daemon", "table_seq", …}` |
 | GET /metrics | Prometheus' text format |
 
-One request a connection. `/health` is answered on the loop that also serves clients, so that an answer is proof that it
-turns. Neither wakes a model or counts as use of one.
+One request a connection. Neither wakes a model or counts as use of one. Both are answered in a thread of their own:
+when thousands of clients ask at once, whoever watches the gateway does not have to wait behind them. An answer of
+`/health` is still proof that the loop turns which serves clients: while that is late by more than a moment, none comes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -25,6 +27,10 @@ _LARGEST_HEAD_BYTES = 16384
 _TIMEOUT_S = 10.0
 _BACKLOG = 64
 
+#: A loop that is later than this proves nothing: whoever asks for health gets an answer when it has turned again.
+_LATE_S = 2.0
+_LATE_LOOK_S = 0.05
+
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 431: "Headers Too Large"}
 _JSON = "application/json"
 
@@ -32,22 +38,48 @@ _JSON = "application/json"
 class Admin:
     """Listens, and answers."""
 
-    def __init__(self, health: Callable[[], Mapping[str, object]], scrape: Callable[[], Callable[[], bytes]]) -> None:
-        """Take who knows: `health` tells at once; `scrape` reads what there is, and returns what makes a text of it."""
+    def __init__(
+        self,
+        health: Callable[[], Mapping[str, object]],
+        scrape: Callable[[], bytes],
+        late_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Take who knows; all are called in a thread. `late_s` tells how late the loop is that serves clients."""
         self._health = health
         self._scrape = scrape
-        self._server: asyncio.Server | None = None
+        self._late_s = late_s
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.connections: set[asyncio.Transport] = set()
 
-    async def listen(self, path: Path) -> None:
+    def listen(self, path: Path) -> None:
         """Listen at `path`, where a socket of an earlier process may still lie. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Asked(self), sock=_bound(path), backlog=_BACKLOG)
+        listening = _bound(path)
+        listening.listen(_BACKLOG)
+        self._thread = threading.Thread(target=self._run, args=(listening,), name="admin", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Listen no more."""
-        if self._server is not None:
-            self._server.close()
+        """Listen no more, and answer nobody."""
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._ended.set)
+            self._thread.join()
+        self._loop.close()
+
+    def _run(self, listening: socket.socket) -> None:
+        self._loop.run_until_complete(self._serve(listening))
+
+    async def _serve(self, listening: socket.socket) -> None:
+        server = await self._loop.create_unix_server(lambda: _Asked(self), sock=listening)
+        await self._ended.wait()
+        server.close()
+        for connection in self.connections:
+            connection.abort()
+        await asyncio.gather(*self._tasks)
+        while self.connections:  # noqa: ASYNC110 - a turn of the loop or two, once in its life
+            await asyncio.sleep(0)
 
     def answer(self, transport: asyncio.Transport, line: bytes) -> None:
         """Answer the request of this request line."""
@@ -56,18 +88,18 @@ class Admin:
         if method != "GET":
             _reply(transport, 405, _JSON, b'{"error":{"message":"only GET"}}')
         elif path == "/health":
-            _reply(transport, 200, _JSON, json.dumps(self._health()).encode())
-        elif path == "/metrics":
-            task = asyncio.get_running_loop().create_task(self._send_metrics(transport))
+            task = asyncio.get_running_loop().create_task(self._send_health(transport))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif path == "/metrics":
+            _reply(transport, 200, metrics.CONTENT_TYPE, self._scrape())
         else:
             _reply(transport, 404, _JSON, b'{"error":{"message":"there are /health and /metrics"}}')
 
-    async def _send_metrics(self, transport: asyncio.Transport) -> None:
-        """Make the text in a thread: it takes milliseconds, in which clients wait for their tokens."""
-        text = await asyncio.get_running_loop().run_in_executor(None, self._scrape())
-        _reply(transport, 200, metrics.CONTENT_TYPE, text)
+    async def _send_health(self, transport: asyncio.Transport) -> None:
+        while (late_s := self._late_s()) > _LATE_S and not transport.is_closing():  # noqa: ASYNC110 - of another loop
+            await asyncio.sleep(_LATE_LOOK_S)
+        _reply(transport, 200, _JSON, json.dumps({**self._health(), "late_s": round(late_s, 3)}).encode())
 
 
 class _Asked(asyncio.Protocol):
@@ -81,6 +113,7 @@ class _Asked(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are none by birth
+        self._admin.connections.add(self._transport)
         self._timer = asyncio.get_running_loop().call_later(_TIMEOUT_S, self._transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -95,6 +128,7 @@ class _Asked(asyncio.Protocol):
             _reply(self._transport, 431, _JSON, b'{"error":{"message":"the head is too large"}}')
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's
+        self._admin.connections.discard(self._transport)
         if self._timer is not None:
             self._timer.cancel()
 

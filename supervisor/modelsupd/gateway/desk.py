@@ -90,8 +90,8 @@ class Desk:
         return found
 
     def queued(self) -> Mapping[str, int]:
-        """Return how many requests wait, by model."""
-        return {name: len(queue) for name, queue in self._queues.items()}
+        """Return how many requests wait, by model. From any thread."""
+        return {name: len(queue) for name, queue in list(self._queues.items())}
 
     def pick(self, model: Model, tried: Mapping[str, int], session: str | None, now: float) -> Run | None:
         """Return the run that serves next; `tried` are those that failed this request, and how often."""

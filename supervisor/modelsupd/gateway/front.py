@@ -81,6 +81,10 @@ class Front:
         self.now = time.monotonic()
         self._tick()
 
+    def late_s(self) -> float:
+        """Return by how much the clock is late: the loop has turned within that time and a tick. From any thread."""
+        return max(0.0, time.monotonic() - self.now - self._tick_s)
+
     def drain(self) -> None:
         """Close connections as they fall idle, and tell clients so in every answer."""
         self.draining = True

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -21,12 +21,14 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from modelsupd import __version__
+from modelsupd.gateway.own_process import OwnProcess
 from modelsupd.gateway.tally import Tally, replica_of
 
 #: What the text of `text` is.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SERIES = ("model", "replica")
+_OWN_PROCESS = OwnProcess()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ def text(tally: Tally, now: Now) -> bytes:
     """Return all of it in Prometheus' text format. Meant for a thread: it takes milliseconds, and only reads."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Scrape(tally, now))
-    ProcessCollector(registry=registry)
+    registry.register(_OWN_PROCESS)
     return generate_latest(registry)
 
 

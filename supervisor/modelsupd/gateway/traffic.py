@@ -80,8 +80,8 @@ class Ledger:
             self._told.pop(key, None)
 
     def all(self) -> tuple[wire.Traffic, ...]:
-        """Return all of it."""
-        return tuple(traffic.told() for traffic in self._runs.values())
+        """Return all of it. From any thread."""
+        return tuple(traffic.told() for traffic in list(self._runs.values()))
 
     def changed(self) -> tuple[wire.Traffic, ...]:
         """Return the runs of which something has changed since this was last asked."""

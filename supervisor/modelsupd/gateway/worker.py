@@ -7,11 +7,10 @@ the daemon; nothing of it is kept on disk.
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -73,7 +72,7 @@ class Worker:
         self.front = Front(settings.limits, self.service.handle)
         self.listener = Listener(self.front)
         self.link = Link(settings.daemon_socket, self, self.ledger)
-        self.admin = Admin(self.health, self._scrape)
+        self.admin = Admin(self.health, self._scrape, self.front.late_s)
         self._since = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._sockets: list[socket.socket] = []
         self._served: Sequence[socket.socket] | None = None
@@ -85,8 +84,8 @@ class Worker:
 
     async def run(self, admin_path: Path) -> None:
         """Serve until `end` was called and every answer is out."""
-        await self.admin.listen(admin_path)
         self.front.start()
+        self.admin.listen(admin_path)
         self.link.start()
         if self.certificate is not None:
             self._look_at_certificate()
@@ -153,7 +152,7 @@ class Worker:
     # What is told about it
 
     def health(self) -> Mapping[str, object]:
-        """Return what `GET /health` tells."""
+        """Return what `GET /health` tells. Called in a thread of its own, as `_scrape` is: they only read."""
         return {
             "v": wire.VERSION,
             "accepting": self.listener.accepting,
@@ -165,7 +164,7 @@ class Worker:
             "since": self._since,
         }
 
-    def _scrape(self) -> Callable[[], bytes]:
+    def _scrape(self) -> bytes:
         now = metrics.Now(
             in_flight={each.run: each.in_flight for each in self.ledger.all()},
             queued=self.service.queued(),
@@ -175,7 +174,7 @@ class Worker:
             table_seq=self.table_seq or 0,
             records_dropped=self.access_log.dropped,
         )
-        return functools.partial(metrics.text, self.tally, now)
+        return metrics.text(self.tally, now)
 
     # Inside
 
