@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -28,19 +28,22 @@ async def end_all(
 ) -> list[str]:
     """Stop every replica, those of which `is_last` is true after all others; return what could not be ended.
 
+    One that was declared a moment ago may not be published yet: it hears of the end all the same, and is waited for.
     Each further signal is one more reason to hurry: skip the drain, kill, and the last one does not wait for the disk.
     """
     hurried = 0
     for last in (False, True):
 
         def names(last: bool = last) -> list[str]:
-            return [name for name in driver.replicas if is_last(name) is last]
+            return [name for name in driver.known() if is_last(name) is last]
 
         for name in names():
             driver.put(name, Halted())
             for number in range(hurried):
                 driver.put(name, Hurried(kill=number > 0))
-        still = asyncio.create_task(driver.until(lambda replicas, last=last: _over(replicas, is_last, last)))  # type: ignore[misc]  # a default binds the loop's variable
+        still = asyncio.create_task(
+            driver.until(lambda replicas, names=names: _over(replicas, names()))  # type: ignore[misc]  # a default binds the loop's variable
+        )
         while not still.done():
             next_signal = asyncio.create_task(signals.get())
             await asyncio.wait({still, next_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -56,10 +59,10 @@ async def end_all(
     return [name for name, replica in driver.replicas.items() if not all_still([replica])]
 
 
-def _over(replicas: Mapping[str, Replica], is_last: Callable[[str], bool], last: bool) -> bool:
+def _over(replicas: Mapping[str, Replica], names: Sequence[str]) -> bool:
     """Tell whether nothing of a stage runs any more but what withstood SIGKILL."""
-    return all(
-        all_still([replica]) or (isinstance(replica.phase, Killing | Clearing) and bool(replica.phase.stuck))
-        for name, replica in replicas.items()
-        if is_last(name) is last
-    )
+    return all(name in replicas and _is_over(replicas[name]) for name in names)
+
+
+def _is_over(replica: Replica) -> bool:
+    return all_still([replica]) or (isinstance(replica.phase, Killing | Clearing) and bool(replica.phase.stuck))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hosts import Host, alive, fake_model, host
+from hosts import Host, alive, fake, fake_model, host, streaming
+from injecting import strace
 from modelsupd.runtime import identity
+from waiting import until
 
 #: Several seconds each, so not among the tests that every change runs at once.
 pytestmark = pytest.mark.real
@@ -125,3 +127,53 @@ def test_a_term_that_comes_with_a_kill_of_the_engine(place: Path) -> None:
             assert daemon.daemon is not None
             assert daemon.daemon.wait(20) == 0
             assert owned(daemon) == []
+
+
+GATEWAY = "[gateway]\nlisten = '127.0.0.1:0'\n"
+CHANGED = GATEWAY + "cors_origins = ['*']\n"
+
+
+@pytest.mark.parametrize(
+    "declared", [GATEWAY + fake_model() + fake_model("new"), CHANGED + fake_model()], ids=["a model", "a gateway"]
+)
+def test_what_was_declared_a_moment_before_it_is_told_to_go_is_ended_too(place: Path, declared: str) -> None:
+    """With a disk that takes its time the new one is not on record yet, and is begun while everything else ends."""
+    with host(place, GATEWAY + fake_model()) as daemon:
+        daemon.until_phase("ready")
+        assert daemon.daemon is not None
+        with strace(daemon.daemon.pid, place, "fdatasync:delay_enter=300000"):
+            daemon.declare(declared)
+            daemon.send(signal.SIGHUP)
+            until(lambda: "configuration read again" in daemon.said())
+            assert daemon.stop() == 0
+        assert owned(daemon) == []
+
+
+def test_on_the_way_out_a_gateway_that_takes_over_changes_nothing_any_more(place: Path) -> None:
+    """What is declared is not compared again: it would be acted upon while everything is being ended."""
+    patient = fake_model("m", "--token-s", "0.05").replace("drain_timeout_s = 2", "drain_timeout_s = 20")
+    with host(place, GATEWAY + patient) as daemon:
+        endpoint = daemon.until_phase("ready")["endpoint"]
+
+        def runs() -> dict[str, dict[str, object]]:
+            return {run["name"]: run for run in daemon.client.status()["gateway"]["runs"]}
+
+        until(lambda: [run["accepts"] for run in runs().values()] == [True])
+        with streaming(endpoint, 100_000) as stream:
+            daemon.declare(CHANGED + patient)
+            daemon.send(signal.SIGHUP)
+            until(lambda: runs().get("@gateway-2/0", {}).get("pid"), what=daemon.said)
+            fresh = int(str(runs()["@gateway-2/0"]["pid"]))
+            os.kill(fresh, signal.SIGSTOP)
+            assert runs()["@gateway-1/0"]["accepts"]
+            daemon.send(signal.SIGTERM)
+            until(lambda: daemon.replica()["phase"] == "draining")
+            os.kill(fresh, signal.SIGCONT)
+            until(lambda: runs()["@gateway-2/0"]["accepts"], what=daemon.said)
+            assert fake(endpoint)["in_flight"]
+            stream.close()
+        assert daemon.daemon is not None
+        assert daemon.daemon.wait(20) == 0
+    told = [(record["replica"], record["event"]["type"]) for record in daemon.records() if "replica" in record]
+    assert ("@gateway-1/0", "Halted") in told
+    assert "Removed" not in {event for _, event in told}

@@ -176,16 +176,20 @@ class Life:
     async def go(self, hurries: list[tuple[float, bool]]) -> None:
         """Go as SIGTERM asks; each further signal comes after a pause and may say `kill`."""
         self.leaving = True
-        self.driver.put_all(Halted())
+        self._put_all(Halted())
         still = asyncio.get_running_loop().create_task(self.driver.until(_over))
         try:
             for pause_s, kill in hurries:
                 await asyncio.wait({still}, timeout=pause_s)
                 if not still.done():
-                    self.driver.put_all(Hurried(kill=kill))
+                    self._put_all(Hurried(kill=kill))
             await still
         finally:
             still.cancel()
+
+    def _put_all(self, event: Event) -> None:
+        for name in self.driver.known():
+            self.driver.put(name, event)
 
 
 def _over(replicas: Mapping[str, Replica]) -> bool:

@@ -86,7 +86,8 @@ def test_a_replica_that_is_being_taken_in_hears_that_the_daemon_goes() -> None:
         life.apply(DECLARED)
         await asyncio.sleep(0.1)
         assert phase(life) == "unknown"
-        life.driver.put_all(Halted())
+        assert life.driver.known() == ["m/0"]
+        life.driver.put("m/0", Halted())
         await until(lambda: phase(life) == "stopped")
         assert life.driver.replicas["m/0"].want is Want.UP
 

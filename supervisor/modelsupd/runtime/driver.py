@@ -146,11 +146,6 @@ class Driver:
         """Hand in what happened to a replica; one that is forgotten already hears nothing."""
         self._enqueue(name, event, None)
 
-    def put_all(self, event: Event) -> None:
-        """Hand in the same to every replica, those included that are still being taken in."""
-        for name in list(self._lanes):
-            self._enqueue(name, event, None)
-
     async def ask(self, name: str, event: Event) -> None:
         """Hand in an operator's command; return once it is on disk. Raises `Refused`, and then nothing changed."""
         if not await self._journal.probe_writable():
@@ -349,6 +344,10 @@ class Driver:
         while not condition(self.replicas):
             self._changed.clear()
             await self._changed.wait()
+
+    def known(self) -> list[str]:
+        """Return the names of all replicas, those included that are still being taken in and not published yet."""
+        return list(self._lanes)
 
     def unsettled(self) -> set[str]:
         """Return the replicas of which what is published is not the last word."""
