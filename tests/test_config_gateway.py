@@ -61,6 +61,7 @@ def test_beyond_loopback_it_listens_with_keys_or_when_told_so(tmp_path: Path) ->
         ("tls_cert = 'a'", "tls_cert = "),
         ("cors_origins = ['https://a/']", "cors_origins[0] = 'https://a/': must be an origin as browsers send it"),
         ("session_headers = ['x session']", "session_headers[0] = 'x session': must be the name of a header"),
+        ("workers = 2", "workers = 2: there is one worker, and no setting for more"),
         ("warm_after_s = -1", "warm_after_s = -1: must be at least 0"),
         ("limits.vanished_after_s = 3", "limits.vanished_after_s = 3: must be at least 4"),
         ("limits.max_body_bytes = 1", "limits.max_body_bytes = 1: must be at least 1024"),

@@ -122,6 +122,14 @@ def test_it_streams_and_does_not_stream(place: Path) -> None:
         assert not alive(pid)
 
 
+def test_a_client_that_waits_for_a_load_is_kept_warm_as_declared(place: Path) -> None:
+    slow = fake_model("m", "--load-s", "1.5") + limits()
+    with gateway(place, slow, more="warm_after_s = 0.2\n") as (_, client):
+        said = client.text(stream=True, tokens=2)
+        assert said.startswith(": loading")
+        assert events_of(said)[-1] == "[DONE]"
+
+
 def test_an_unknown_model_is_told_what_there_is(place: Path) -> None:
     with gateway(place) as (_, client):
         answer = client.ask(model="n")

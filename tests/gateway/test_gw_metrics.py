@@ -74,6 +74,8 @@ def test_what_is_read_at_the_moment_of_a_scrape() -> None:
         accepting=True,
         table_seq=12,
         records_dropped=3,
+        accepted=20,
+        refused={431: 2, 503: 1},
     )
     seen = samples(Tally(), now)
     assert seen["requests_in_flight", of("qwen", "qwen/0")] == 3
@@ -81,6 +83,8 @@ def test_what_is_read_at_the_moment_of_a_scrape() -> None:
     assert seen["requests_queued", (("model", "qwen"),)] == 4
     assert [seen[name, ()] for name in ("connections", "accepting", "daemon_connected", "table_seq")] == [9, 1, 0, 12]
     assert seen["records_dropped_total", ()] == 3
+    assert seen["accepted_total", ()] == 20
+    assert [seen["refused_total", (("code", code),)] for code in ("431", "503")] == [2, 1]
     assert any(name == "process_resident_memory_bytes" for name, _ in seen)
 
 

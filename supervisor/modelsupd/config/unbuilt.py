@@ -11,6 +11,17 @@ ENGINES = ("vllm",)
 ENGINE = "this engine is not built yet; there are 'llama.cpp', 'llama-cpp-python' and 'command'"
 
 
+WORKERS = (
+    "there is one worker, and no setting for more: how several would share the limits of requests is not designed yet"
+)
+
+
+def of_gateway(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for more than one worker, of which it is known what is meant."""
+    if "workers" in raw:
+        yield Problem(("gateway", "workers"), raw["workers"], WORKERS)
+
+
 def of_model(where: tuple[str, ...], raw: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each setting of a `[models.NAME]` entry that means something not built yet."""
     gpus = raw.get("gpus")

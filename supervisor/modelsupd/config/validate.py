@@ -92,6 +92,8 @@ def _entry(
     report(words.not_in_json(where, raw))
     if cls is ModelSpec:
         report(unbuilt.of_model(where, rest))
+    elif cls is GatewaySpec:
+        report(unbuilt.of_gateway(rest))
     while True:
         try:
             # As JSON, because only there a list may stand for a tuple while "5" is still no number and true no 1.

@@ -42,6 +42,9 @@ class Now:
     daemon_connected: bool = False
     table_seq: int = 0
     records_dropped: int = 0
+    accepted: int = 0
+    refused: Mapping[int, int] = field(default_factory=dict)
+    """By status: what never became a request, so that no record tells of it."""
 
 
 def text(tally: Tally, now: Now) -> bytes:
@@ -139,6 +142,15 @@ def _gauges(now: Now) -> Iterator[Metric]:
     }
     for name, (doc, value) in plain.items():
         yield GaugeMetricFamily(f"modelsupd_gateway_{name}", doc, value)
+    yield CounterMetricFamily("modelsupd_gateway_accepted", "Connections of clients that were taken.", now.accepted)
+    refused = CounterMetricFamily(
+        "modelsupd_gateway_refused",
+        "Connections closed for what came on them, or for being too many: unreadable, too large, too slow.",
+        labels=("code",),
+    )
+    for code, count in now.refused.items():
+        refused.add_metric((str(code),), count)
+    yield refused
     yield CounterMetricFamily(
         "modelsupd_gateway_records_dropped", "Lines of the record of requests that were lost.", now.records_dropped
     )

@@ -173,6 +173,8 @@ class Worker:
             daemon_connected=self.link.connected,
             table_seq=self.table_seq or 0,
             records_dropped=self.access_log.dropped,
+            accepted=self.front.accepted,
+            refused=dict(self.front.refused),
         )
         return metrics.text(self.tally, now)
 
