@@ -331,3 +331,13 @@ def test_no_file_names_a_registry_or_somebody_s_home() -> None:
         if (found := words.search(line))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_test_that_the_page_on_faults_names_is_there() -> None:
+    """A name without a file, as `::test_x`, is one of the file that was named last."""
+    tests, file, wrong = REPOSITORY / "tests", "", []
+    for path, name in re.findall(r"`([a-z_/]+\.py)?(?:::(test_\w+))?`", (REPOSITORY / "docs/faults.md").read_text()):
+        file = path or file
+        if (path or name) and not re.search(rf"def {name}\b", (tests / file).read_text()):
+            wrong.append(f"{file}::{name}")
+    assert not wrong, "\n".join(wrong)

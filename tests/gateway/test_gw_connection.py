@@ -30,6 +30,7 @@ from gateway_front import (
     post,
 )
 from modelsupd.gateway.base import Limits
+from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.front import Front
 from modelsupd.gateway.listener import Listener, listening
 from waiting import auntil
@@ -105,7 +106,14 @@ def test_streams_and_refusals_pass_by_tls(tmp_path: Path) -> None:
     async def main() -> None:
         events = [b"data: %d\n\n" % number for number in range(100)]
         async with engine(tmp_path, answering(*[chunked(*events)] * 2)) as made:
-            front = Front(Limits(), Relaying(made.endpoint), tick_s=0.02)
+            heard: list[list[float]] = []
+            relaying = Relaying(made.endpoint)
+
+            def handle(exchange: Exchange) -> None:
+                heard.append([connection.unheard_s() for connection in front.connections])
+                relaying(exchange)
+
+            front = Front(Limits(), handle, tick_s=0.02)
             front.start()
             listener, sock = Listener(front), listening("127.0.0.1", 0)
             await listener.start([sock], server)
@@ -124,6 +132,7 @@ def test_streams_and_refusals_pass_by_tls(tmp_path: Path) -> None:
                     assert dechunked(body) == (events, True)
                 await client.close()
             await auntil(lambda: not front.connections)
+            assert heard == [[0.0], [0.0]]  # the kernel is asked of the connection below TLS
             listener.stop()
             front.close()
             sock.close()
