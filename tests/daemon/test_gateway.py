@@ -265,6 +265,36 @@ def test_a_stop_lets_streams_finish(place: Path) -> None:
         assert client.ask().status == 503
 
 
+PATIENT = QUICK.replace("drain_timeout_s = 2", "drain_timeout_s = 20")
+
+
+def test_a_daemon_that_is_told_to_go_lets_streams_finish_and_tells_the_others_why(place: Path) -> None:
+    with gateway(place, fake_model(limits=PATIENT) + limits(start_wait_s=0.2)) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.05)
+        streams = [client.ask(stream=True, tokens=40) for _ in range(5)]
+        daemon.send(signal.SIGTERM)
+        daemon.until_phase("draining")
+        late = client.ask()
+        assert (late.status, int(late.headers["Retry-After"]) >= 1) == (503, True)
+        for stream in streams:
+            assert events_of(stream.read().decode())[-1] == "[DONE]"
+        assert daemon.daemon is not None
+        assert daemon.daemon.wait(20) == 0
+
+
+def test_an_engine_that_is_replaced_finishes_its_streams_and_requests_wait_for_the_next(place: Path) -> None:
+    with gateway(place, fake_model(limits=PATIENT) + limits()) as (daemon, client):
+        first = daemon.until_phase("ready")
+        fake(first["endpoint"], token_s=0.05)
+        stream = client.ask(stream=True, tokens=40)
+        daemon.declare(behind(fake_model("m", "--load-s", "0.1", limits=PATIENT) + limits()))
+        assert daemon.run("reload").returncode == 0
+        answer = client.ask()
+        assert (answer.status, answer.headers["X-Modelsupd-Run"]) == (200, "m/0#2")
+        assert events_of(stream.read().decode())[-1] == "[DONE]"
+
+
 def test_a_gateway_that_is_killed_is_replaced_and_nobody_is_refused(place: Path) -> None:
     with gateway(place) as (daemon, client):
         daemon.until_phase("ready")
