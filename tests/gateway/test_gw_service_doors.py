@@ -118,6 +118,14 @@ def test_models_are_listed_with_their_state_as_far_as_the_key_goes() -> None:
             assert (found.status, found.json["reason"]) == (200, "loading: 62 %")
         assert (await world.ask("/v1/models/org/two:8b", method="GET", headers=key("one"))).status == 404
         assert (await world.ask("/v1/models", method="GET")).status == 401
+        assert [(entry.key, entry.asked, entry.status) for entry in await world.recorded(6)] == [
+            ("admin", "", 200),
+            ("one", "", 200),
+            ("admin", "org/two:8b", 200),
+            ("admin", "org/two:8b", 200),
+            ("one", "", 404),
+            ("", "", 401),
+        ]
 
     run(test, check=check)
 

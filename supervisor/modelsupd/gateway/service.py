@@ -279,6 +279,7 @@ class Service:
 
     def _tell_models(self, exchange: Exchange, headers: list[Pair], table: Table, principal: Principal) -> None:
         self._tell(exchange, headers, listed(self._allowed(table, principal)))
+        self._record(exchange, principal, "", _OK, "")
 
     def _tell_model(self, exchange: Exchange, headers: list[Pair], name: str, principal: Principal) -> None:
         table = self.desk.table or Table()
@@ -288,6 +289,7 @@ class Service:
             self._refuse(exchange, headers, errors.not_found(shown, self._names(table, principal)), principal)
         else:
             self._tell(exchange, headers, described(found))
+            self._record(exchange, principal, found.name, _OK, "")
 
     def _tell(self, exchange: Exchange, headers: list[Pair], value: object) -> None:
         exchange.respond(_OK, [_JSON, *headers], errors.dump(value))
@@ -309,22 +311,26 @@ class Service:
     ) -> None:
         """Answer that it is not served, and record that."""
         spoken = api.api_of(exchange.path)
+        exchange.respond(*errors.answer(spoken, trouble, exchange.request_id, headers))
+        self._record(exchange, principal, asked, trouble.status, trouble.code)
+
+    def _record(self, exchange: Exchange, principal: Principal | None, asked: str, status: int, error: str) -> None:
+        """Record a request that was answered here. What watches the gateway, `/health` and `/ready`, leaves no line."""
         duration_s = self.desk.clock() - exchange.started_at
         entry = Entry(
             id=exchange.request_id,
             at=time.time() - duration_s,
-            api=spoken,
+            api=api.api_of(exchange.path),
             method=exchange.method,
             key=principal.name if principal is not None else "",
             asked=asked,
-            status=trouble.status,
+            status=status,
             duration_s=duration_s,
             ended_by=EndedBy.GATEWAY,
             bytes_in=len(exchange.body),
-            error=trouble.code,
+            bytes_out=exchange.sent_bytes,
+            error=error,
         )
-        exchange.respond(*errors.answer(spoken, trouble, exchange.request_id, headers))
-        entry.bytes_out = exchange.sent_bytes
         self.desk.reports.record(entry)
 
 
