@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from modelsupd import __version__
+from modelsupd.gateway import relay
 from modelsupd.gateway.own_process import OwnProcess
 from modelsupd.gateway.tally import Tally, replica_of
 
@@ -63,7 +64,8 @@ class _Scrape(Collector):
         self._now = now
 
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("modelsupd_gateway_build", "Version of the gateway.", {"version": __version__})
+        build = {"version": __version__, "compiled": "false" if str(relay.__file__).endswith(".py") else "true"}
+        yield InfoMetricFamily("modelsupd_gateway_build", "The gateway's version, and whether it is compiled.", build)
         yield from _gauges(self._now)
         yield from _counters(self._tally)
         yield from _distributions(self._tally)
