@@ -143,11 +143,12 @@ def test_permanent_leaves_history_and_memory_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked_s", "pause_s"), [(None, 1.0), (0.5, 1.0), (100.0, 100.0), (1e9, PLAIN.cool_down_max_s)]
+    ("asked_s", "pause_s"), [(None, 0.25), (0.125, 0.25), (100.0, 100.0), (1e9, PLAIN.cool_down_max_s)]
 )
 def test_a_server_that_asks_to_wait_is_not_asked_before(asked_s: float | None, pause_s: float) -> None:
+    policy = RestartPolicy(jitter=0, backoff_initial_s=0.25)
     for kind in (FailureClass.UNREACHABLE, FailureClass.NO_SPACE):
-        assert after_failure(History(), Failure(kind, "words", asked_s), None, PLAIN, "k", 5.0) == Retry(
+        assert after_failure(History(), Failure(kind, "words", asked_s), None, policy, "k", 5.0) == Retry(
             5.0 + pause_s, History((), 1)
         )
 
