@@ -232,10 +232,10 @@ def streaming(endpoint: str, tokens: int) -> socket.socket:
 
 
 def first_token(client: socket.socket) -> None:
-    """Read until the first event of the stream."""
+    """Read until the first event of the stream, and not a byte further: the rest may have come with it."""
     seen = b""
     while b"data:" not in seen:
-        piece = client.recv(65536)
+        piece = client.recv(1)
         if not piece:
             raise ConnectionError(f"no stream but {seen!r}")
         seen += piece
