@@ -346,6 +346,34 @@ def test_servers_of_other_ways(place: Path, handler: type[BaseHTTPRequestHandler
     assert target.final.read_bytes() == DATA
 
 
+class TwoFaced(BaseHTTPRequestHandler):
+    """Ends in the middle of the file, and then begins anew with other bytes in place of those that came."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers.get("Range", ""))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(DATA)))
+        self.end_headers()
+        half = len(DATA) // 2
+        self.wfile.write(DATA[:half] if len(self.asked) == 1 else bytes(half) + DATA[half:])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_was_hashed_is_not_written_again(place: Path) -> None:
+    """Else the digest would be of bytes that came once, and the file would hold others."""
+    TwoFaced.asked = []
+    with served(TwoFaced) as url:
+        target = at(place, url, parts=1)
+        fetched = target.fetch()
+    assert TwoFaced.asked == ["", f"bytes={len(DATA) // 2}-{len(DATA) - 1}"]
+    assert target.final.read_bytes() == DATA
+    assert fetched.received_bytes == len(DATA) * 3 // 2
+
+
 def test_a_compressed_answer_is_refused(place: Path) -> None:
     with served(Compressed) as url:
         error = error_of(at(place, url))
