@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gw_world import DONE, GOOD_STREAM, event, whole_answer
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
-from modelsupd.gateway.sse import MAX_HELD_BYTES, Scanner
+from modelsupd.gateway.sse import KEPT_BYTES, MAX_HELD_BYTES, Scanner
 from modelsupd.gateway.traffic import RunTraffic
 from modelsupd.gateway.usage import Usage
 from modelsupd.gateway.wire import Kind
@@ -149,6 +149,14 @@ def test_zero_tokens_are_seen_in_streams_and_in_answers() -> None:
     assert _kind(Seen(whole_answer("", 1), headers=JSON).end()) is None
     assert _kind(Seen(b'{"choices": [{"message": {"content": null}}]}', headers=JSON).end()) is Kind.NO_TOKENS
     assert _kind(Seen(b'{"embedding": []}', headers=JSON, api=Api.OTHER).end()) is None
+
+
+def test_what_was_said_is_no_silence_however_it_is_counted() -> None:
+    miscounted = event("hello") + event(None, "stop", usage={"prompt_tokens": 3, "completion_tokens": 0}) + DONE
+    assert _kind(Seen(miscounted).end()) is None
+    assert _kind(Seen(whole_answer("hello", 0), headers=JSON).end()) is None
+    long = b'{"choices": [{"message": {"content": "%b"}, "finish_reason": "stop"}]}' % (b"x" * KEPT_BYTES)
+    assert _kind(Seen(long, headers=JSON).end()) is None, "its beginning is not kept, and nothing is counted"
 
 
 def _kind(seen: Seen) -> Kind | None:

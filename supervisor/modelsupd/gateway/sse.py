@@ -227,12 +227,15 @@ class Scanner:
     @property
     def _said_nothing(self) -> bool:
         tokens = self.usage.tokens_out
-        if tokens is not None:
-            return tokens == 0
+        if tokens:
+            return False
         if self.streams:
-            return self.content_at is None
-        # A response that is made in the background is answered with before anything was made.
-        return self._api is not Api.RESPONSES and _CONTENT.search(self._kept) is None
+            return self.content_at is None  # whatever was counted: what was said counts more
+        if self.size_bytes > KEPT_BYTES or (tokens is None and self._api is Api.RESPONSES):
+            # So much is not nothing, and where it began to speak is not kept. A response that is made in the background
+            # is answered with before anything was made.
+            return False
+        return _CONTENT.search(self._kept) is None
 
     # Events
 
