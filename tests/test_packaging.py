@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_compiler_that_does_not_work_is_as_good_as_none(
     include = tmp_path / "include"
     include.mkdir()
     (include / "Python.h").touch()
-    monkeypatch.setattr(compile_gateway.sysconfig, "get_path", lambda _: str(include))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(include))
     compiler = tmp_path / "my cc"
     if script is not None:
         compiler.write_text(f"#!/bin/sh\n{script}\n")
