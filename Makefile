@@ -53,6 +53,7 @@ COMPILED := .venv-compiled
 CPY := $(COMPILED)/bin/python
 $(COMPILED)/.ready: $(READY) tools/compile_gateway.py tools/hatch_build.py $(shell find supervisor -name '*.py')
 	@echo "compiling the gateway (a minute)"
+	@$(PY) tools/compile_gateway.py
 	@rm -rf $(COMPILED)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps \
 		--wheel-dir $(COMPILED)/wheel .
@@ -61,7 +62,7 @@ $(COMPILED)/.ready: $(READY) tools/compile_gateway.py tools/hatch_build.py $(she
 	name=$$(basename .venv/lib/python*) \
 		&& echo "../../../../.venv/lib/$$name/site-packages" > $(COMPILED)/lib/$$name/site-packages/venv.pth
 	$(CPY) -c 'import modelsupd.gateway.relay as relay, sys; \
-		sys.exit(None if relay.__file__.endswith(".so") else "cannot compile the gateway: the warning above says why")'
+		sys.exit(None if relay.__file__.endswith(".so") else "cannot compile the gateway: MODELSUPD_COMPILE is 0")'
 	@touch $@
 
 .PHONY: test-compiled
@@ -127,6 +128,8 @@ install-venv:
 			" name another: make install PYTHON=/usr/bin/python3.11" if closed else 0)'
 	umask 022; $(PYTHON) -m venv $(DESTDIR)$(LIB)
 	umask 022; PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check .
+	@$(DESTDIR)$(LIB)/bin/python -c 'import modelsupd.gateway.relay as relay, sys; sys.exit(not relay.__file__.endswith(".so"))' \
+		|| { echo 'the gateway is installed uncompiled, and slower' >&2; $(DESTDIR)$(LIB)/bin/python tools/compile_gateway.py || true; }
 
 # The script is written here and not by pip, whose first line would name DESTDIR.
 .PHONY: install-files

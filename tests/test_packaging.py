@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 import tomli
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import compile_gateway
 
 REPOSITORY = Path(__file__).parent.parent
 UNITS = REPOSITORY / "units"
@@ -108,6 +111,31 @@ def test_install_writes_below_destdir_only_and_uninstall_takes_it_away(tmp_path:
     assert config.read_text() == "# mine\n"
     assert run("make", "uninstall", *places).returncode == 0
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [config]
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (None, "is not on PATH"),
+        ("exit 1", "compiles nothing that includes Python.h"),
+        ('case "$*" in *-c*) touch tried.o;; esac', None),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_as_good_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, why: str | None
+) -> None:
+    """Debian's gcc comes without the C library's headers where nobody asked for what is recommended with it."""
+    include = tmp_path / "include"
+    include.mkdir()
+    (include / "Python.h").touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(include))
+    compiler = tmp_path / "my cc"
+    if script is not None:
+        compiler.write_text(f"#!/bin/sh\n{script}\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("CC", f"'{compiler}' -O0")
+    missing = compile_gateway.lacking()
+    assert missing is None if why is None else missing is not None and why in missing
 
 
 def test_ci_is_a_script_that_bash_can_read() -> None:

@@ -1,5 +1,7 @@
 """Compiles the gateway's request path to C with mypyc, as a wheel's build does: `compile_gateway.py SOURCE TARGET`.
 
+Without arguments it only tells whether it could.
+
 SOURCE holds the package `modelsupd`; what is built goes to TARGET, with the paths that it has below a site-packages.
 The modules stay as they are and run uncompiled too, at a third of the speed: nothing but speed depends on this. So it
 is no error if there is no C compiler or no header of this Python; code that mypyc does not take is one.
@@ -8,6 +10,7 @@ is no error if there is no C compiler or no header of this Python; code that myp
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,11 +63,18 @@ setup(
 
 def lacking() -> str | None:
     """Return what is missing to compile anything; None where nothing is."""
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    if shutil.which(compiler.split()[0]) is None:
-        return f"no C compiler: '{compiler}' is not on PATH"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    if shutil.which(compiler[0]) is None:
+        return f"no C compiler: '{compiler[0]}' is not on PATH"
+    include = sysconfig.get_path("include")
+    if not Path(include, "Python.h").exists():
         return "no headers of this Python; on Debian, apt-get install python3-dev"
+    # Tried, since a compiler may be there without the headers of the C library, or one that this Python was built by.
+    with tempfile.TemporaryDirectory(prefix="modelsupd-compile-") as folder:
+        Path(folder, "tried.c").write_text("#include <Python.h>\n")
+        tried = [*compiler, f"-I{include}", "-c", "tried.c", "-o", "tried.o"]
+        if subprocess.run(tried, cwd=folder, check=False, capture_output=True).returncode != 0:
+            return f"'{shlex.join(compiler)}' compiles nothing that includes Python.h"
     return None
 
 
@@ -90,4 +100,5 @@ if __name__ == "__main__":
     missing = lacking()
     if missing is not None:
         sys.exit(f"cannot compile: {missing}")
-    print(*compile_into(Path(sys.argv[1]), Path(sys.argv[2])), sep="\n")
+    if sys.argv[1:]:
+        print(*compile_into(Path(sys.argv[1]), Path(sys.argv[2])), sep="\n")

@@ -30,7 +30,7 @@ class CompileHook(BuildHookInterface[Any]):  # type: ignore[misc] # hatchling is
         if version == "editable" or os.environ.get("MODELSUPD_COMPILE") == "0":
             return
         missing = compile_gateway.lacking()
-        if missing is not None:
+        if missing is not None:  # which pip shows with --verbose only; `make install` looks at what was installed
             self.app.display_warning(f"the gateway is installed uncompiled, and slower: {missing}")
             return
         self.app.display_info("compiling the gateway (a minute)")

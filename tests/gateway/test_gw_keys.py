@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from modelsupd.errors import ModelsupdError
 from modelsupd.gateway import keyfile
@@ -171,6 +172,22 @@ def test_a_file_that_is_spoilt_changes_nothing_and_one_that_was_never_right_serv
     path.write_bytes(whole)
     clock.now += LOOK_EVERY_S
     assert principal(watched.check(shown(key)))
+
+
+@pytest.mark.parametrize(("open_without", "served"), [(True, "everyone who reaches the gateway"), (False, "nobody")])
+def test_a_file_that_is_removed_is_as_if_it_had_never_been_and_that_is_said(
+    tmp_path: Path, open_without: bool, served: str
+) -> None:
+    path, clock = tmp_path / "keys.json", Clock()
+    made(path)
+    watched = keys(path, clock, open_without=open_without)
+    assert refusal(watched.check(Headers())).status == 401
+    path.unlink()
+    with structlog.testing.capture_logs() as said:
+        for _ in range(3):
+            clock.now += LOOK_EVERY_S
+            assert isinstance(watched.check(Headers()), Refusal) is not open_without
+    assert [(each["log_level"], each["served_without"]) for each in said] == [("warning", served)]
 
 
 def test_the_file_is_looked_at_once_a_second_and_not_read_unless_it_changed(

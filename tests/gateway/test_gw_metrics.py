@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +19,7 @@ from modelsupd.gateway import metrics
 from modelsupd.gateway.admin import Admin
 from modelsupd.gateway.base import Api, EndedBy
 from modelsupd.gateway.metrics import Now
+from modelsupd.gateway.own_process import OwnProcess
 from modelsupd.gateway.record import Entry
 from modelsupd.gateway.tally import Distribution, Tally
 
@@ -178,3 +180,20 @@ def test_health_is_told_while_a_crowd_holds_the_loop_up_and_not_while_the_loop_h
             await asked
 
     asyncio.run(main())
+
+
+def test_when_the_process_began_is_known_without_files_that_a_container_may_lack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_text = Path.read_text
+
+    def of_this_process(path: Path) -> str:
+        if not path.is_relative_to("/proc/self"):
+            raise FileNotFoundError(path)
+        return read_text(path)
+
+    monkeypatch.setattr(Path, "read_text", of_this_process)
+    made = OwnProcess()
+    monkeypatch.undo()
+    [began_at] = [m.samples[0].value for m in made.collect() if m.name == "process_start_time_seconds"]
+    assert abs(began_at - psutil.Process().create_time()) < 2

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelsupd.gateway import record
 from modelsupd.gateway.base import Api, EndedBy
 from modelsupd.gateway.record import AccessLog, Entry
 
@@ -143,8 +142,7 @@ def test_a_disk_that_hangs_holds_nobody_up_and_what_does_not_fit_is_dropped(
         return stuck(fd, data)
 
     monkeypatch.setattr(os, "write", write)
-    monkeypatch.setattr(record, "MAX_WAITING", 10)
-    log = AccessLog(tmp_path / "access.log", max_bytes=1 << 20, files=1)
+    log = AccessLog(tmp_path / "access.log", max_bytes=1 << 20, files=1, max_waiting=10)
     log.put(entry(0))
     assert entered.wait(5)
     before = time.monotonic()

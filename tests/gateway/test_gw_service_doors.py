@@ -240,7 +240,10 @@ def test_a_form_and_a_query_name_their_model() -> None:
         voices = await world.ask("/v1/audio/voices?model=large", method="GET")
         nameless = await world.ask("/v1/audio/voices", method="GET")
 
-        assert (sound.status, voices.status, nameless.status) == (200, 200, 400)
+        too_long = await world.ask(f"/v1/audio/voices?model={'x' * 257}", method="GET")
+
+        assert (sound.status, voices.status, nameless.status, too_long.status) == (200, 200, 400, 400)
+        assert b"must not be longer than 256 characters" in too_long.body
         assert b"\r\nwhisper\r\n" in engine.asked[0].body
         assert engine.asked[1].path == "/v1/audio/voices?model=large"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from gw_world import DONE, GOOD_STREAM, event, whole_answer
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
-from modelsupd.gateway.sse import MAX_HELD_BYTES, Scanner
+from modelsupd.gateway.sse import KEPT_BYTES, MAX_HELD_BYTES, Scanner
 from modelsupd.gateway.traffic import RunTraffic
 from modelsupd.gateway.usage import Usage
 from modelsupd.gateway.wire import Kind
@@ -150,6 +151,14 @@ def test_zero_tokens_are_seen_in_streams_and_in_answers() -> None:
     assert _kind(Seen(b'{"embedding": []}', headers=JSON, api=Api.OTHER).end()) is None
 
 
+def test_what_was_said_is_no_silence_however_it_is_counted() -> None:
+    miscounted = event("hello") + event(None, "stop", usage={"prompt_tokens": 3, "completion_tokens": 0}) + DONE
+    assert _kind(Seen(miscounted).end()) is None
+    assert _kind(Seen(whole_answer("hello", 0), headers=JSON).end()) is None
+    long = b'{"choices": [{"message": {"content": "%b"}, "finish_reason": "stop"}]}' % (b"x" * KEPT_BYTES)
+    assert _kind(Seen(long, headers=JSON).end()) is None, "its beginning is not kept, and nothing is counted"
+
+
 def _kind(seen: Seen) -> Kind | None:
     fault = seen.scanner.fault
     return fault.kind if fault is not None else None
@@ -264,6 +273,41 @@ def test_the_events_of_responses() -> None:
     cut = Seen(RESPONSES, api=Api.RESPONSES).end()
     assert cut.whole == RESPONSES + MENDED
     assert cut.scanner.events == 3
+
+
+@pytest.mark.parametrize("stop", ["END", "###", "User: x", 'a"b'])
+def test_what_a_client_wants_to_stop_at_is_no_reason(stop: str) -> None:
+    """VLLM repeats it beside the reason, and the record has nothing of a prompt."""
+    choice = json.dumps({"index": 0, "delta": {"content": "x"}, "finish_reason": "stop", "stop_reason": stop})
+    for text in (choice, choice.replace(": ", ":").replace(", ", ",")):
+        data = b'{"choices":[%b]}' % text.encode()
+        assert Seen(b"data: " + data + b"\n\n").end().scanner.finish_reason == "stop"
+        assert Seen(data, headers=JSON).end().scanner.finish_reason == "stop"
+
+
+def test_the_last_reason_is_one_that_says_something() -> None:
+    for empty in ("", None):
+        assert Seen(event("x", "length") + event("", empty)).end().scanner.finish_reason == "length"
+    assert Seen(event("x", "y" * 50)).end().scanner.finish_reason == "y" * 32
+
+
+def test_a_number_of_tokens_that_cannot_be_is_none() -> None:
+    for count, told in ((10**15, 10**15), (10**15 + 1, None), (10**400, None), (True, None), (2.0, None), (-1, None)):
+        usage = {"prompt_tokens": 1, "completion_tokens": count}
+        assert Seen(event("x", "stop", usage=usage)).end().scanner.usage == Usage(1, told)
+
+
+@pytest.mark.parametrize("kind", [b"text/event-stream", b"application/json"])
+def test_what_is_compressed_is_no_evidence_and_passes(kind: bytes) -> None:
+    headers = Headers([(b"content-type", kind), (b"content-encoding", b"gzip")])
+    body = gzip.compress(GOOD_STREAM)
+    seen = Seen(body[:20], body[20:], headers=headers).end()
+    assert seen.whole == body
+    assert seen.scanner.fault is None
+    failed = Seen(body, headers=headers, status=500).end()
+    assert _kind(failed) is Kind.BAD_ANSWER
+    plain = Headers([(b"content-type", b"text/event-stream"), (b"content-encoding", b"Identity")])
+    assert Seen(event("x"), headers=plain).scanner.events == 1
 
 
 def test_a_response_made_in_the_background_is_no_silence() -> None:

@@ -249,6 +249,7 @@ def test_accepted_connections_inherit_that_they_are_watched(after_s: float, firs
 
 
 def test_what_is_no_tcp_is_left_alone(tmp_path: Path) -> None:
+    assert unheard_s(None) == 0
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "s"))
         watch(listening, 60)

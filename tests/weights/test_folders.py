@@ -89,6 +89,13 @@ def test_its_path_tells_what_is_in_it(tmp_path: Path, links: Links) -> None:
     assert path_of(LocalSource(tmp_path / "own"), links, tmp_path).name.startswith("own-")
 
 
+def test_its_name_is_no_longer_than_one_may_be(tmp_path: Path, links: Links) -> None:
+    for name in ("\U0001f999" * 63, "x" * 255):
+        own = LocalSource(tmp_path / name)
+        own.path.mkdir()
+        lay_out(path_of(own, links, tmp_path), links)
+
+
 def test_one_whose_files_are_gone_is_removed_by_a_collector(tmp_path: Path, links: Links) -> None:
     assert prune(tmp_path) == 0
     folders = [path_of(HubSource("org/name"), some, tmp_path) for some in (links, links[:1])]

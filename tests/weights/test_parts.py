@@ -67,9 +67,21 @@ def test_what_was_marked_is_there_next_time_and_what_was_only_written_is_not(pla
     with part_of(final) as part:
         assert (list(part.done), part.resumed_bytes, part.etag) == ([(10, 16)], 6, "tag")
         view = memoryview(bytearray(6))
-        assert (part.read(view, 10), bytes(view)) == (6, b"012345")
+        part.read(view, 10)
+        assert bytes(view) == b"012345"
     with part_of(final, SIZE + 1) as part:
         assert list(part.done) == [], "another size makes it another file"
+
+
+def test_what_is_read_back_is_all_that_was_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems give less at once; the digest would go on behind what was asked for, and miss the rest."""
+    with part_of(place / "blob") as part:
+        part.write(memoryview(b"0123456789"), 0)
+        preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: preadv(fd, [buffers[0][:3]], at))
+        view = memoryview(bytearray(10))
+        part.read(view, 0)
+        assert bytes(view) == b"0123456789"
 
 
 def test_a_part_that_was_cut_off_has_no_more_than_is_there(place: Path) -> None:

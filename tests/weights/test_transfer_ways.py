@@ -281,7 +281,12 @@ def test_nobody_there(place: Path, url: str, kind: FailureClass, words: str) -> 
     assert words in str(error)
 
 
-class OldServer(BaseHTTPRequestHandler):
+class _Quiet(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class OldServer(_Quiet):
     """HTTP/1.0 without lengths or ranges: the end of the connection is the end of the file."""
 
     def do_GET(self) -> None:
@@ -289,11 +294,8 @@ class OldServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(DATA)
 
-    def log_message(self, *_: object) -> None:
-        pass
 
-
-class Chunks(BaseHTTPRequestHandler):
+class Chunks(_Quiet):
     """A proxy's way: chunks, and no length."""
 
     protocol_version = "HTTP/1.1"
@@ -308,9 +310,6 @@ class Chunks(BaseHTTPRequestHandler):
             piece = DATA[at : at + 7001]
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         self.wfile.write(b"0\r\n\r\n")
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 class Compressed(Chunks):
@@ -346,6 +345,31 @@ def test_servers_of_other_ways(place: Path, handler: type[BaseHTTPRequestHandler
     assert target.final.read_bytes() == DATA
 
 
+class TwoFaced(_Quiet):
+    """Ends in the middle of the file, and then begins anew with other bytes in place of those that came."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers.get("Range", ""))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(DATA)))
+        self.end_headers()
+        half = len(DATA) // 2
+        self.wfile.write(DATA[:half] if len(self.asked) == 1 else bytes(half) + DATA[half:])
+
+
+def test_what_was_hashed_is_not_written_again(place: Path) -> None:
+    """Else the digest would be of bytes that came once, and the file would hold others."""
+    TwoFaced.asked = []
+    with served(TwoFaced) as url:
+        target = at(place, url, parts=1)
+        fetched = target.fetch()
+    assert TwoFaced.asked == ["", f"bytes={len(DATA) // 2}-{len(DATA) - 1}"]
+    assert target.final.read_bytes() == DATA
+    assert fetched.received_bytes == len(DATA) * 3 // 2
+
+
 def test_a_compressed_answer_is_refused(place: Path) -> None:
     with served(Compressed) as url:
         error = error_of(at(place, url))
@@ -353,7 +377,7 @@ def test_a_compressed_answer_is_refused(place: Path) -> None:
     assert "'gzip'" in str(error)
 
 
-class Drips(BaseHTTPRequestHandler):
+class Drips(_Quiet):
     """Headers without end, each in time."""
 
     ended = threading.Event()
@@ -363,9 +387,6 @@ class Drips(BaseHTTPRequestHandler):
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
             while not self.ended.wait(0.02):
                 self.wfile.write(b"x")
-
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def test_an_answer_that_comes_in_drips_is_not_waited_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

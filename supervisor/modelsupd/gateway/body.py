@@ -81,7 +81,7 @@ def read_json(body: bytes) -> Asked:
         raise BodyError(f"the body is no JSON: {_why(error)}") from None
     if not isinstance(parsed, dict):
         raise BodyError("the body must be a JSON object")
-    model = _name(parsed.get("model"))
+    model = model_name(parsed.get("model"))
     silent = False
     for key in _LIMITS:
         # `false` is 0, too, but not for an engine.
@@ -108,7 +108,8 @@ def _why(error: Exception) -> str:
     return "it is nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
-def _name(value: object) -> str | None:
+def model_name(value: object) -> str | None:
+    """Return what a client calls a model, if it may be called so. Raises `BodyError`."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -124,7 +125,7 @@ def walk_json(body: bytes) -> Asked:
     model = None
     if b"model" in found:
         start, end = found[b"model"][-1]
-        model = _name(_literal(body[start:end]))
+        model = model_name(_literal(body[start:end]))
     last = {key: body[spans[-1][0] : spans[-1][1]] for key, spans in found.items()}
     return Asked(model, last.get(b"stream") == b"true", any(last.get(key.encode()) == b"0" for key in _LIMITS))
 
@@ -283,7 +284,7 @@ def read_form(body: bytes, content_type: str) -> Asked:
     parts = _parts(body, content_type)
     model = None
     for start, end in _only_model(parts):
-        model = _name(body[start : min(end, start + MAX_MODEL_CHARS + 1)].decode(errors="replace"))
+        model = model_name(body[start : min(end, start + MAX_MODEL_CHARS + 1)].decode(errors="replace"))
     streams = [body[start:end].lower() for start, end in parts.get(b"stream", [])]
     return Asked(model, streams[-1:] == [b"true"])
 

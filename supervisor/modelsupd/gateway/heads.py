@@ -18,9 +18,10 @@ from modelsupd.gateway.parsing import Headers, Refusal
 
 END: Final = b"\r\n\r\n"
 
-#: How many heads are kept, and up to what size: some 4 MiB at the worst, of each kind.
+#: How many heads are kept, and of what size and how many lines: some 12 MiB at the worst, of each kind.
 _KEPT: Final = 512
 _KEPT_BYTES: Final = 4096
+_KEPT_LINES: Final = 64
 
 #: As clients and engines write it.
 _LENGTH: Final = b"\r\nContent-Length: "
@@ -71,7 +72,7 @@ class AnswerHead:
 def read_request(head: bytes) -> tuple[RequestHead | Refusal, int]:
     """Return what a request's head says, and the length of its body if that is told beforehand, else 0."""
     head, length = _without_length(head)
-    found = _request(head) if len(head) <= _KEPT_BYTES else _request.__wrapped__(head)
+    found = _request(head) if _is_kept(head) else _request.__wrapped__(head)
     if length is None:
         return found, 0 if isinstance(found, Refusal) else found.length
     return found, length
@@ -80,10 +81,14 @@ def read_request(head: bytes) -> tuple[RequestHead | Refusal, int]:
 def read_answer(head: bytes) -> tuple[AnswerHead | str, int | None]:
     """Return what an answer's head says, or what is wrong with it; and the length of its body if that is told."""
     head, length = _without_length(head)
-    found = _answer(head) if len(head) <= _KEPT_BYTES else _answer.__wrapped__(head)
+    found = _answer(head) if _is_kept(head) else _answer.__wrapped__(head)
     if length is None and not isinstance(found, str):
         return found, found.length
     return found, length
+
+
+def _is_kept(head: bytes) -> bool:
+    return len(head) <= _KEPT_BYTES and head.count(b"\n") <= _KEPT_LINES
 
 
 def _without_length(head: bytes) -> tuple[bytes, int | None]:

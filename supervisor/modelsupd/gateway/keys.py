@@ -2,7 +2,8 @@
 
 The file is looked at again when a request comes, at most once a second. Three rules: without a file everyone is served
 where the gateway is open, and nobody elsewhere; with one, only who shows a key that is in it; and a file that cannot be
-read changes nothing of what was known, and serves nobody where nothing was.
+read changes nothing of what was known, and serves nobody where nothing was. A file that somebody removes is as if it
+had never been, now as after a restart, and that is said loudly.
 """
 
 from __future__ import annotations
@@ -168,6 +169,9 @@ class Keys:
             self._trouble = str(error)
             return
         self._trouble = ""
+        if seen is None and self._by_digest is not None:
+            served = "everyone who reaches the gateway" if self.open_without else "nobody"
+            log.warning("the file of keys is gone", path=str(self._path), served_without=served)
         self._by_digest = self._indexed(keys) if seen is not None else None
 
     def _indexed(self, keys: Iterable[Key]) -> dict[str, list[tuple[Key, Principal]]]:

@@ -149,8 +149,9 @@ def _second(second: int) -> str:
 class AccessLog:
     """Writes the record. `put` is called on the loop, everything else waits for the disk and is not."""
 
-    def __init__(self, path: Path, *, max_bytes: int, files: int) -> None:
+    def __init__(self, path: Path, *, max_bytes: int, files: int, max_waiting: int = MAX_WAITING) -> None:
         """Write to `path`, rotated before it grows beyond `max_bytes`, with `files` older ones as `path.1` and on."""
+        self._max_waiting = max_waiting
         self._path = path
         self._max_bytes = max_bytes
         self._files = files
@@ -175,7 +176,7 @@ class AccessLog:
 
     def put(self, entry: Entry) -> None:
         """Record a request that has ended."""
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= self._max_waiting:
             self._dropped_by_loop += 1
             return
         self._waiting.append(entry.line())

@@ -171,7 +171,7 @@ class Service:
             return body.read_form(exchange.body, form_type)
         if exchange.body:
             return body.read_json(exchange.body)
-        return Asked(api.model_in_query(exchange.query))
+        return Asked(body.model_name(api.model_in_query(exchange.query)))
 
     def _rename(self, exchange: Exchange, name: str, form_type: str) -> None:
         """Call the model by its own name, since the engine knows no other."""

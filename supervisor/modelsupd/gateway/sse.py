@@ -20,7 +20,14 @@ from typing import Any, Final
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.traffic import RunTraffic
-from modelsupd.gateway.usage import Usage, last_reason, last_usage, tokens_in_and_out
+from modelsupd.gateway.usage import (
+    FINISH_REASON,
+    STOP_REASON,
+    Usage,
+    last_reason,
+    last_usage,
+    tokens_in_and_out,
+)
 from modelsupd.gateway.wire import Kind
 
 #: As much of an event is held back until it is whole; a longer one passes as it comes, and counts as an answer.
@@ -30,6 +37,7 @@ MAX_HELD_BYTES: Final = 65536
 KEPT_BYTES: Final = 65536
 
 _EVENTS: Final = b"text/event-stream"
+_PLAIN: Final = b"identity"
 
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
@@ -108,8 +116,10 @@ class Scanner:
         self._mend = mend
         # No table by `api`, since the hash of an enum's member is computed by Python.
         self._end: tuple[bytes, re.Pattern[bytes]] | None = None
+        self._reason_words = FINISH_REASON
         if api is Api.MESSAGES:
             self._end = _MESSAGES_END
+            self._reason_words = STOP_REASON
         elif api is Api.RESPONSES:
             self._end = _RESPONSES_END
 
@@ -119,6 +129,10 @@ class Scanner:
         """Note the status, and whether events follow."""
         self.first_at = self._clock()
         self.status = status
+        if headers.first.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
+            # Nobody asked for that, and nothing can be read in it: it passes, and proves nothing against the engine.
+            self._generates = False
+            return
         kind = headers.first.get(b"content-type")
         self.streams = kind is not None and kind[: len(_EVENTS)].lower() == _EVENTS
 
@@ -213,12 +227,15 @@ class Scanner:
     @property
     def _said_nothing(self) -> bool:
         tokens = self.usage.tokens_out
-        if tokens is not None:
-            return tokens == 0
+        if tokens:
+            return False
         if self.streams:
-            return self.content_at is None
-        # A response that is made in the background is answered with before anything was made.
-        return self._api is not Api.RESPONSES and _CONTENT.search(self._kept) is None
+            return self.content_at is None  # whatever was counted: what was said counts more
+        if self.size_bytes > KEPT_BYTES or (tokens is None and self._api is Api.RESPONSES):
+            # So much is not nothing, and where it began to speak is not kept. A response that is made in the background
+            # is answered with before anything was made.
+            return False
+        return _CONTENT.search(self._kept) is None
 
     # Events
 
@@ -239,7 +256,7 @@ class Scanner:
         self.event_at = now
         if self.content_at is None and _CONTENT.search(text):
             self.content_at = now
-        self.finish_reason = last_reason(text) or self.finish_reason
+        self.finish_reason = last_reason(text, self._reason_words) or self.finish_reason
         if text.find(_ERROR_WORD) >= 0:
             self._look_for_error(text)
         self._note_usage(text)
@@ -304,7 +321,7 @@ class Scanner:
         text = self._kept
         self.events = 1
         self._traffic.delivered(self._clock(), 0, 1)
-        self.finish_reason = last_reason(text)
+        self.finish_reason = last_reason(text, self._reason_words)
         self._note_usage(text)
 
 

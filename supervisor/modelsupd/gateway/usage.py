@@ -1,6 +1,6 @@
 """What an answer says of itself: the tokens that it took, and why it is at its end. Found by words, not by parsing it.
 
-Words are searched for by `find`: `in` takes its argument for a number first, and CPython makes an exception of that
+Words are searched for by `rfind`: `in` takes its argument for a number first, and CPython makes an exception of that
 each time.
 """
 
@@ -12,14 +12,17 @@ from typing import Any, Final, NamedTuple
 
 _DECODER: Final = json.JSONDecoder()
 
-#: What follows `"finish` or `"stop` where there is a reason, as engines write it; and how much of one is kept.
-_REASON_WORD: Final = b'_reason":"'
-_REASON_WORD_SPACED: Final = b'_reason": "'
+#: Where an API says why an answer is at its end, as engines write it; and how much of a reason is kept. Each API has
+#: its own word, since vLLM's `stop_reason` beside a `finish_reason` repeats what a client asked for, and no log has it.
+FINISH_REASON: Final[tuple[bytes, ...]] = (b'"finish_reason":"', b'"finish_reason": "')
+STOP_REASON: Final[tuple[bytes, ...]] = (b'"stop_reason":"', b'"stop_reason": "')
 _REASON_BYTES: Final = 32
 _USAGE_WORD: Final = b'"usage"'
 _OBJECT: Final = re.compile(rb"\s*:\s*\{")
 #: An object of what was used that is longer than this tells nothing.
 _USAGE_BYTES: Final = 4096
+#: A number of tokens that is larger is none. Once counted, it could be one that no float holds, which metrics are.
+_MOST_TOKENS: Final = 10**15
 
 
 class Usage(NamedTuple):
@@ -29,31 +32,28 @@ class Usage(NamedTuple):
     tokens_out: int | None = None
 
 
-def last_reason(text: bytes) -> str | None:
-    """Return the last reason that a text says for having finished; None where it says none."""
-    word = _REASON_WORD
-    if text.find(word) < 0:
-        word = _REASON_WORD_SPACED
-        if text.find(word) < 0:
-            return None
-    before, found, after = text.rpartition(word)
-    while found:
-        if before[-7:] == b'"finish' or before[-5:] == b'"stop':
-            return after.partition(b'"')[0][:_REASON_BYTES].decode("ascii", "replace")
-        before, found, after = before.rpartition(word)
+def last_reason(text: bytes, words: tuple[bytes, ...]) -> str | None:
+    """Return the last reason that a text says for having finished, behind one of the words; None where it says none."""
+    for word in words:
+        at = text.rfind(word)
+        while at >= 0:
+            start = at + len(word)
+            reason = text[start : start + _REASON_BYTES].partition(b'"')[0]
+            if reason:
+                return reason.decode("ascii", "replace")
+            at = text.rfind(word, 0, at)
     return None
 
 
 def last_usage(text: bytes) -> bytes | None:
     """Return the last object in a text that tells what was used, and what follows it; None where there is none."""
-    if text.find(_USAGE_WORD) < 0:
-        return None
-    before, word, after = text.rpartition(_USAGE_WORD)
-    while word:
-        found = _OBJECT.match(after)
+    at = text.rfind(_USAGE_WORD)
+    while at >= 0:
+        found = _OBJECT.match(text, at + len(_USAGE_WORD))
         if found is not None:
-            return after[found.end() - 1 : _USAGE_BYTES]
-        before, word, after = before.rpartition(_USAGE_WORD)
+            start = found.end() - 1
+            return text[start : start + _USAGE_BYTES]
+        at = text.rfind(_USAGE_WORD, 0, at)
     return None
 
 
@@ -72,4 +72,4 @@ def _number(used: dict[str, Any], name: str, other: str) -> int | None:
     value = used.get(name)
     if value is None:
         value = used.get(other)
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

@@ -39,11 +39,14 @@ def watch(listening: socket.socket, after_s: float) -> None:
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _QUESTIONS)
 
 
-def unheard_s(connected: Socket) -> float:
+def unheard_s(connected: Socket | None) -> float:
     """Return for how long nothing was heard of a client's machine, which has yet to confirm what was sent; else 0.
 
-    One that is there is heard of at least as often as the kernel asks it.
+    One that is there is heard of at least as often as the kernel asks it. There is no socket any more in the turn of
+    the loop between the end of a connection with TLS and the moment when its protocol learns of that.
     """
+    if connected is None:
+        return 0.0
     try:
         info = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         repeated, unconfirmed, heard_ms = _INFO.unpack(info)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from modelsupd.weights.base import Settings, Stopped, WeightsError
 from modelsupd.weights.inorder import InOrder
 from modelsupd.weights.parts import PartFile, Ranges, in_words
-from modelsupd.weights.ranged import Answer, Attempt, Route, Wire
+from modelsupd.weights.ranged import Answer, Attempt, Pace, Route, Wire
 
 #: Received, written and hashed at once: what fits into a core's cache; and how many may be on their way to the digest.
 BUFFER_BYTES = 1024 * 1024
@@ -31,9 +31,6 @@ _MARK_EVERY_S = 0.5
 
 #: How much must have come between two failures for the count of failures to begin anew.
 _PROGRESS_BYTES = 64 * 1024
-
-#: A connection that delivers less than so many bytes a second, over the stall timeout, stands still.
-_LEAST_RATE = 64
 
 #: A piece grows until it takes so many times as long as the wait for its first byte, so that asking costs little beside
 #: it, but to no more than so many parts: of large pieces the first one comes late, and only what comes in order can be
@@ -141,7 +138,7 @@ class Download:
             view, buffer = self._grown(at, own, stop)
             began_at = time.monotonic()
             if buffer is None:
-                view = view[: self._part.read(view, at)]
+                self._part.read(view, at)
             sha256.update(view)
             if git:
                 sha1.update(view)
@@ -286,7 +283,7 @@ class Download:
         waited_s = time.monotonic() - began_at
         start, end = self._accept(answer)
         self._receive(answer, buffer, start, end)
-        if not answer.finish():
+        if not (answer.finish() and answer.ranged):  # of a whole file what was there already may be unread
             wire.close()
         rate = (end - start) / max(time.monotonic() - began_at - waited_s, 1e-6)
         return rate * waited_s * _PIECE_PER_WAIT
@@ -305,18 +302,28 @@ class Download:
             return answer.start, answer.end
 
     def _receive(self, answer: Answer, buffer: list[memoryview], start: int, end: int) -> None:
+        """Receive what is not there yet of `[start, end)`: all of a range.
+
+        A whole file in place of one is read past what is there. That may have been hashed already, and the digest has
+        to be of the bytes that the file holds in the end.
+        """
+        pace, at = Pace(self._settings.stall_timeout_s), start
+        if answer.ranged:
+            self._receive_gap(answer, buffer, (start, end), pace)
+            return
+        while (gap := self._part.done.gap(end)) is not None:
+            self._skip(answer, buffer[0], gap[0] - at, pace)
+            self._receive_gap(answer, buffer, gap, pace)
+            at = gap[1]
+
+    def _receive_gap(self, answer: Answer, buffer: list[memoryview], gap: tuple[int, int], pace: Pace) -> None:
+        start, end = gap
         at, marked, waited_s = start, start, 0.0
         mark_at = time.monotonic() + _MARK_EVERY_S
-        window_until, window_at = time.monotonic() + self._settings.stall_timeout_s, at
         try:
             while at < end:
                 asked_at = time.monotonic()
-                try:
-                    count = answer.read_into(buffer[0][at - marked :][: end - at])
-                except (OSError, http.client.HTTPException) as error:
-                    raise self._lost(error) from error
-                if count == 0:
-                    raise self._route.broken(f"ended the connection {end - at} bytes before the end of a range")
+                count = self._read(answer, buffer[0][at - marked :][: end - at], end - at)
                 now = time.monotonic()
                 waited_s += now - asked_at
                 self._part.write(buffer[0][at - marked :][:count], at)
@@ -324,12 +331,31 @@ class Download:
                 if at - marked == len(buffer[0]) or now >= mark_at:
                     self._mark(marked, at, buffer, waited_s)
                     marked, mark_at, waited_s = at, now + _MARK_EVERY_S, 0.0
-                if now >= window_until:
-                    if at - window_at < _LEAST_RATE * self._settings.stall_timeout_s:
-                        raise self._lost(TimeoutError())
-                    window_until, window_at = now + self._settings.stall_timeout_s, at
+                if pace.stands_still(count, now):
+                    raise self._lost(TimeoutError())
         finally:
             self._mark(marked, at, buffer, waited_s)
+
+    def _skip(self, answer: Answer, view: memoryview, count: int, pace: Pace) -> None:
+        left = count
+        try:
+            while left:
+                got = self._read(answer, view[:left], left)
+                left -= got
+                if pace.stands_still(got, time.monotonic()):
+                    raise self._lost(TimeoutError())
+        finally:
+            with self._changed:
+                self.received_bytes += count - left
+
+    def _read(self, answer: Answer, view: memoryview, left: int) -> int:
+        try:
+            count = answer.read_into(view)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._lost(error) from error
+        if count == 0:
+            raise self._route.broken(f"ended the connection {left} bytes before the end of a range")
+        return count
 
     def _lost(self, error: Exception) -> Attempt:
         if isinstance(error, TimeoutError):

@@ -31,7 +31,9 @@ def path_of(source: Source, links: Links, state_dir: Path) -> Path:
     name = source.repo.rpartition("/")[2] if isinstance(source, HubSource) else source.path.name
     key = json.dumps([(inner, str(path)) for inner, path in links])
     digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
-    return _all(state_dir) / f"{name[:100]}-{digest[:16]}"
+    # Names of files are limited in bytes; a character of the operator's may have four.
+    shown = name.encode(errors="replace")[:100].decode(errors="ignore")
+    return _all(state_dir) / f"{shown}-{digest[:16]}"
 
 
 def lay_out(folder: Path, links: Links) -> None:

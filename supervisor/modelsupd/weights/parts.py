@@ -168,17 +168,18 @@ class PartFile:
                 self._unsynced += new
             return new
 
-    def read(self, into: memoryview, at: int) -> int:
-        """Read back what was written; return how many bytes, at least one."""
-        try:
-            count = os.preadv(self._fd, [into], at)
-        except OSError as error:
-            raise WeightsError(
-                FailureClass.WEIGHTS_UNAVAILABLE, f"cannot read {self.path}: {error.strerror}"
-            ) from error
-        if count == 0:
-            raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, f"cannot read {self.path}: somebody has cut it off")
-        return count
+    def read(self, into: memoryview, at: int) -> None:
+        """Read back what was written, all that there is room for."""
+        while into:
+            try:
+                count = os.preadv(self._fd, [into], at)
+            except OSError as error:
+                words = f"cannot read {self.path}: {error.strerror}"
+                raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words) from error
+            if count == 0:
+                words = f"cannot read {self.path}: somebody has cut it off"
+                raise WeightsError(FailureClass.WEIGHTS_UNAVAILABLE, words)
+            into, at = into[count:], at + count
 
     @property
     def unsynced_bytes(self) -> int:

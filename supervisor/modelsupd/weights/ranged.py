@@ -40,6 +40,9 @@ _LEFTOVER_BYTES = 65536
 #: How often something is asked for that was answered with what cannot be right.
 _TRIES_WHEN_WRONG = 3
 
+#: A connection that delivers less than so many bytes a second, over the stall timeout, stands still.
+_LEAST_RATE = 64
+
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 #: Characters that an address may hold as they are; others are in a Location header by mistake.
@@ -111,6 +114,25 @@ class Route:
 
     def _error(self, kind: FailureClass, words: str) -> WeightsError:
         return WeightsError(kind, f"cannot {self.doing}: {urlsplit(self.found.url).hostname} {words}")
+
+
+class Pace:
+    """How fast an answer comes, looked at once in each stall timeout."""
+
+    def __init__(self, stall_timeout_s: float) -> None:
+        """Begin now."""
+        self._stall_timeout_s = stall_timeout_s
+        self._until = time.monotonic() + stall_timeout_s
+        self._came_bytes = 0
+
+    def stands_still(self, count: int, now: float) -> bool:
+        """Count what came; tell whether it is next to nothing."""
+        self._came_bytes += count
+        if now < self._until:
+            return False
+        is_slow = self._came_bytes < _LEAST_RATE * self._stall_timeout_s
+        self._until, self._came_bytes = now + self._stall_timeout_s, 0
+        return is_slow
 
 
 class Answer:
