@@ -72,6 +72,18 @@ class Claim:
         return max(self.bytes, math.ceil(self.share * gpu.total_bytes))
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of GPUs a run takes: `bytes` over all of them together, or `share` of the total of each.
+
+    `estimated` where it was reckoned; then what an earlier run of the same was seen to take is better.
+    """
+
+    bytes: int = 0
+    share: float = 0.0
+    estimated: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
     """What a run has been given, on each of `gpus` so many `bytes`.
