@@ -120,7 +120,7 @@ class RuntimeEffects:
         run = action.run
         left = await self._processes.clear(replica.name, run, action.timeout_s)
         if left:
-            self._gpus.stuck(replica, run, left)
+            await self._gpus.stuck(replica, run, left)
             return Stuck(run, left)
         missing = await self._gpus.memory_back(replica, run)
         return Cleared(run) if missing is None else Stuck(run, (), *missing)

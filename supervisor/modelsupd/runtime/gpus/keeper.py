@@ -133,7 +133,7 @@ class Gpus:
         self._reckon()
         self._take_note()
         self._release_proven()
-        self.quarantine.save(only_if_needed=True)
+        await self.quarantine.save()
         if self._placer is not None:
             self._placer.look_soon()
         if self.count() != self._count:
@@ -271,7 +271,9 @@ class Gpus:
             if read and not left:
                 return None
             if loop.time() >= until:
-                return self._keep_back(replica, run, left, look.trouble)
+                kept = self._keep_back(replica, run, left, look.trouble)
+                await self.quarantine.save()
+                return kept
             await asyncio.sleep(MEMORY_LOOK_S)
 
     def _dead_ones(self, uuids: Collection[str]) -> set[int]:
@@ -310,11 +312,12 @@ class Gpus:
             told.append(f"GPU {each.index}: {why}")
         return "; ".join(told), tuple(each.uuid for each in left)
 
-    def stuck(self, replica: Replica, run: int, pids: Sequence[int]) -> None:
+    async def stuck(self, replica: Replica, run: int, pids: Sequence[int]) -> None:
         """Put the GPUs of a run into quarantine of which something withstands SIGKILL."""
         for uuid in replica.hold.gpus if replica.hold is not None else ():
             why = f"{processes(pids)} of {replica.name}#{run} cannot be killed, and may hold its memory"
             self._put_away(uuid, Kind.STUCK, why, pids)
+        await self.quarantine.save()
 
     async def blame(self, replica: Replica, words: str) -> None:
         """Put the GPU into quarantine of which an engine said with its last words that it is broken.
@@ -328,6 +331,7 @@ class Gpus:
         held = set(replica.hold.gpus)
         for uuid in sorted(held & (lost | set(self.quarantine.entries)) or held):
             self._put_away(uuid, Kind.HARDWARE, f"{replica.name}: {words}")
+        await self.quarantine.save()
 
     # For people
 
@@ -357,6 +361,7 @@ class Gpus:
             self._put_away(uuid, Kind.OPERATOR, f"put there by {by}{f': {why}' if why else ''}")
         elif not self.quarantine.release(uuid, f"released by {by}"):
             raise Refused(f"cannot release '{target}': it is not in quarantine")
+        await self.quarantine.save()
         if self._placer is not None:
             self._placer.look_soon()
         return uuid

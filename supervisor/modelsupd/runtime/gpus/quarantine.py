@@ -6,6 +6,7 @@ evidence. What a person or the hardware said ends when a person says so.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -49,7 +51,8 @@ class Quarantine:
         """Read what was left; a file that cannot be read is told of and begun anew."""
         self._path = state_dir / FILE
         self._entries: dict[str, Entry] = {}
-        self._unsaved = False
+        self.unsaved = self._refused = False
+        self._saving = asyncio.Lock()
         try:
             told = json.loads(self._path.read_bytes())["quarantined"]
             self._entries = {
@@ -72,22 +75,26 @@ class Quarantine:
         if known is not None and (known.kind is Kind.OPERATOR or (known.kind, known.why) == (entry.kind, entry.why)):
             return
         self._entries[uuid] = entry
+        self.unsaved = True
         log.error("GPU in quarantine", gpu=uuid, why=entry.why)
-        self.save()
 
     def release(self, uuid: str, words: str) -> bool:
         """Let a GPU be used again; return whether it was in quarantine."""
         if self._entries.pop(uuid, None) is None:
             return False
+        self.unsaved = True
         log.info("GPU out of quarantine", gpu=uuid, why=words)
-        self.save()
         return True
 
-    def save(self, *, only_if_needed: bool = False) -> None:
-        """Write it down: a few hundred bytes, as seldom as hardware breaks. What a full disk refuses is tried again."""
-        if only_if_needed and not self._unsaved:
-            return
-        told = {uuid: asdict(entry) for uuid, entry in sorted(self._entries.items())}
+    async def save(self) -> None:
+        """Write down what has changed since it was last written; what a full disk refuses is tried again next time."""
+        async with self._saving:
+            if self.unsaved:
+                told = {uuid: asdict(entry) for uuid, entry in sorted(self._entries.items())}
+                self.unsaved = False
+                self.unsaved = not await asyncio.to_thread(self._write, told) or self.unsaved
+
+    def _write(self, told: Mapping[str, Any]) -> bool:
         new = self._path.with_suffix(".tmp")
         try:
             with new.open("w") as file:
@@ -95,10 +102,12 @@ class Quarantine:
                 file.flush()
                 os.fsync(file.fileno())
             new.rename(self._path)
-            self._unsaved = False
         except OSError as error:
-            if not self._unsaved:
+            if not self._refused:
                 log.warning("cannot write down which GPUs are in quarantine; tried again", why=error.strerror)
-            self._unsaved = True
+            self._refused = True
             with contextlib.suppress(OSError):
                 new.unlink(missing_ok=True)
+            return False
+        self._refused = False
+        return True
