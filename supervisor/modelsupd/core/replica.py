@@ -295,7 +295,7 @@ def _probed(replica: Replica, event: Probed, now: float) -> Step:
         case Ready():
             pulse = health.observe(phase.pulse, event, limits, now)
             return replace(replica, phase=replace(phase, pulse=pulse)), NOTHING
-        case Draining() if event.kind is ProbeKind.DRAIN:
+        case Draining(held=False) if event.kind is ProbeKind.DRAIN:
             if event.vitals.in_flight == 0 and event.outcome is Outcome.ANSWERED:
                 return part(replica, phase.cause, "drained", now)
             return replace(replica, phase=replace(phase, probing=False, next_at=now + DRAIN_PAUSE_S)), NOTHING
