@@ -110,7 +110,7 @@ class Daemon:
             put=self._put,
             counted=self._apply_for_gateway,
         )
-        self.gpu_command, self.look_at_gpus = gpus.command, gpus.told
+        self.gpus, self.gpu_command, self.look_at_gpus = gpus.rows, gpus.command, gpus.told
         self._effects = RuntimeEffects(
             self._processes,
             self._fetches,
@@ -326,10 +326,6 @@ class Daemon:
     def gateway(self) -> Mapping[str, Any] | None:
         """Return what `status` tells of the gateway, None where there is none."""
         return self._gate.status()
-
-    def gpus(self) -> Sequence[Mapping[str, Any]]:
-        """Return what `status` tells of each GPU, none where no model uses any."""
-        return self._gpus.rows()
 
     def models(self) -> Mapping[str, ModelSpec]:
         """Return what is declared, by name."""
