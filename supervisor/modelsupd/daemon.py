@@ -109,6 +109,7 @@ class Daemon:
             replicas=self.replicas,
             put=self._put,
             counted=self._apply_for_gateway,
+            note=self._note,
         )
         self.gpus, self.gpu_command, self.look_at_gpus = gpus.rows, gpus.command, gpus.told
         self._effects = RuntimeEffects(

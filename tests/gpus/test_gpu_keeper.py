@@ -90,6 +90,7 @@ class World:
         self.replicas: dict[str, Replica] = {}
         self.told: list[tuple[str, Event]] = []
         self.counted = 0
+        self.notes: list[str] = []
         self.spec = GpusSpec(nvml=str(cards.nvml), memory_timeout_s=0.2, reserve_bytes=0)
         self.gpus = Gpus(
             place,
@@ -98,6 +99,7 @@ class World:
             replicas=self.published,
             put=lambda name, event: self.told.append((name, event)),
             counted=self.count,
+            note=self.note,
         )
 
     def published(self) -> Mapping[str, Replica]:
@@ -105,6 +107,9 @@ class World:
 
     def count(self) -> None:
         self.counted += 1
+
+    async def note(self, words: str) -> None:
+        self.notes.append(words)
 
     def run(self, *gpus: str) -> Replica:
         ready = replica(
@@ -208,8 +213,11 @@ def test_what_cannot_be_killed_keeps_its_gpus_until_it_is_gone(place: Path) -> N
     async def test(world: World) -> None:
         await world.gpus.stuck(world.run("GPU-0"), 1, (os.getpid(), 2**22 + 1))
         await world.gpus.look()
+        assert len(world.notes) == 1
+        assert "GPU GPU-0 in quarantine: processes" in world.notes[0]
         assert "cannot be killed" in world.gpus.quarantine.entries["GPU-0"].why
         await world.gpus.command("release", "GPU-0", "ada")
+        assert world.notes[1:] == ["GPU GPU-0 out of quarantine: released by ada"]
         await world.gpus.stuck(world.run("GPU-0"), 1, (2**22 + 1,))
         await world.gpus.look()
         assert world.gpus.quarantine.entries == {}
@@ -246,6 +254,7 @@ def test_replicas_per_gpu_are_counted_and_kept_where_that_cannot_be(place: Path)
             replicas=dict,
             put=lambda _name, _event: None,
             counted=lambda: None,
+            note=world.note,
         )
         assert unread.count_for("m", per_gpu, ["m", "m", "m", "n"]) == 3
         assert unread.count_for("m", replace(per_gpu, gpus=2), ["m"]) == 2

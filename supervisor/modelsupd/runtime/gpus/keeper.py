@@ -6,7 +6,7 @@ Nothing is read, and no process started, before a model is declared that uses a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,10 +55,11 @@ class Gpus:
     """The host's GPUs, for the daemon.
 
     `spec` returns the present `[gpus]`, `wanted` whether any model uses a GPU, `replicas` what is published; `put`
-    hands a replica an event, `counted` is called when there are more or fewer GPUs than before.
+    hands a replica an event, `counted` is called when there are more or fewer GPUs than before, `note` writes words
+    into the journal.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by name, each one thing that the daemon lends
         self,
         state_dir: Path,
         *,
@@ -67,10 +68,11 @@ class Gpus:
         replicas: Callable[[], Mapping[str, Replica]],
         put: Callable[[str, Event], None],
         counted: Callable[[], object],
+        note: Callable[[str], Awaitable[None]],
     ) -> None:
         """Prepare; nothing is read yet."""
         self._spec, self._wanted, self._replicas, self._put = spec, wanted, replicas, put
-        self._counted, self._count = counted, 0
+        self._counted, self._count, self._note = counted, 0, note
         self.inventory = Inventory(spec)
         self.quarantine = Quarantine(state_dir)
         self._runs: dict[str, _Run] = {}
@@ -133,13 +135,19 @@ class Gpus:
         self._reckon()
         self._take_note()
         self._release_proven()
-        await self.quarantine.save()
+        await self._write_down()
         if self._placer is not None:
             self._placer.look_soon()
         if self.count() != self._count:
             self._count = self.count()
             self._counted()
         return look
+
+    async def _write_down(self) -> None:
+        """Write down what has changed of the quarantine, in its list and in the journal."""
+        await self.quarantine.save()
+        while self.quarantine.changes:
+            await self._note(self.quarantine.changes.popleft())
 
     # Keeping account
 
@@ -272,7 +280,7 @@ class Gpus:
                 return None
             if loop.time() >= until:
                 kept = self._keep_back(replica, run, left, look.trouble)
-                await self.quarantine.save()
+                await self._write_down()
                 return kept
             await asyncio.sleep(MEMORY_LOOK_S)
 
@@ -317,7 +325,7 @@ class Gpus:
         for uuid in replica.hold.gpus if replica.hold is not None else ():
             why = f"{processes(pids)} of {replica.name}#{run} cannot be killed, and may hold its memory"
             self._put_away(uuid, Kind.STUCK, why, pids)
-        await self.quarantine.save()
+        await self._write_down()
 
     async def blame(self, replica: Replica, words: str) -> None:
         """Put the GPU into quarantine of which an engine said with its last words that it is broken.
@@ -331,7 +339,7 @@ class Gpus:
         held = set(replica.hold.gpus)
         for uuid in sorted(held & (lost | set(self.quarantine.entries)) or held):
             self._put_away(uuid, Kind.HARDWARE, f"{replica.name}: {words}")
-        await self.quarantine.save()
+        await self._write_down()
 
     # For people
 
@@ -361,7 +369,7 @@ class Gpus:
             self._put_away(uuid, Kind.OPERATOR, f"put there by {by}{f': {why}' if why else ''}")
         elif not self.quarantine.release(uuid, f"released by {by}"):
             raise Refused(f"cannot release '{target}': it is not in quarantine")
-        await self.quarantine.save()
+        await self._write_down()
         if self._placer is not None:
             self._placer.look_soon()
         return uuid

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -45,13 +46,14 @@ class Entry:
 
 
 class Quarantine:
-    """The GPUs in quarantine, by UUID."""
+    """The GPUs in quarantine, by UUID; `changes` is what is yet to be told of them, in words."""
 
     def __init__(self, state_dir: Path) -> None:
         """Read what was left; a file that cannot be read is told of and begun anew."""
         self._path = state_dir / FILE
         self._entries: dict[str, Entry] = {}
         self.unsaved = self._refused = False
+        self.changes: deque[str] = deque()
         self._saving = asyncio.Lock()
         try:
             told = json.loads(self._path.read_bytes())["quarantined"]
@@ -76,6 +78,7 @@ class Quarantine:
             return
         self._entries[uuid] = entry
         self.unsaved = True
+        self.changes.append(f"GPU {uuid} in quarantine: {entry.why}")
         log.error("GPU in quarantine", gpu=uuid, why=entry.why)
 
     def release(self, uuid: str, words: str) -> bool:
@@ -83,6 +86,7 @@ class Quarantine:
         if self._entries.pop(uuid, None) is None:
             return False
         self.unsaved = True
+        self.changes.append(f"GPU {uuid} out of quarantine: {words}")
         log.info("GPU out of quarantine", gpu=uuid, why=words)
         return True
 
