@@ -362,6 +362,11 @@ def test_how_long_a_start_still_takes_is_told_of_the_same_only() -> None:
     assert start_left_s(replace(starting, learned=None), 104.0) is None
 
 
+def test_a_step_that_changes_nothing_returns_what_it_was_given() -> None:
+    idle = replica()
+    assert step(idle, Ticked(), 1.0)[0] is idle
+
+
 def test_gpus_are_counted_however_they_are_declared() -> None:
     assert [gpu_count(replace(SPEC, gpus=gpus)) for gpus in (0, 2, ("GPU-a",), ("GPU-a", "GPU-b"))] == [0, 2, 1, 2]
     assert Size() == Size(0, 0.0, estimated=False)

@@ -144,12 +144,23 @@ def test_many_gpus_are_told_in_few_words() -> None:
 def test_a_better_way_is_looked_for_where_the_first_leaves_one_waiting() -> None:
     """By size 4, 3, 3, 2, 2, 2 go onto 8 + 8 only as 4+2+2 and 3+3+2."""
     sizes = [4, 3, 3, 2, 2, 2]
-    claims = [claim(f"m{number}/0", size) for number, size in enumerate(sizes)]
+    claims = [claim(f"m{number}/0", size, pack=True) for number, size in enumerate(sizes)]
     found = place(gpus(8, 8), [], claims)
     assert found.waiting == {}
     assert len(found.placed) == 6
     many = [claim(f"n{number:02}/0", 8) for number in range(20)]
     assert len(place(gpus(8, 8), [], many).waiting) == 18
+
+
+def test_another_way_gives_back_what_the_first_took() -> None:
+    """The one that shares with nobody takes the larger GPU first, which the other cannot do without."""
+    claims = [claim("a/0", 1, exclusive=True), claim("b/0", 8)]
+    assert where(place(gpus(8, 4), [], claims)) == {"a/0": [1], "b/0": [0]}
+
+
+def test_what_needs_several_gpus_goes_before_what_needs_one() -> None:
+    claims = [claim("z/0", 8, count=2), *(claim(f"m{number}/0", 8) for number in range(12))]
+    assert where(place(gpus(8, 8), [], claims)) == {"z/0": [0, 1]}
 
 
 def test_the_search_gives_up_after_so_many_steps() -> None:

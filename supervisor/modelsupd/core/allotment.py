@@ -76,12 +76,12 @@ def allot(replicas: Mapping[str, Replica], granted: Mapping[str, Hold], cards: S
     }
     by_uuid = {card.gpu.uuid: card for card in cards}
     claims = [claim_of(replica) for replica in waiting.values()]
-    answer = place([card.gpu for card in cards], _held(replicas, holds, by_uuid), claims) if claims else None
+    answer = place([card.gpu for card in cards], _held(replicas, holds, by_uuid), claims)
     placed: dict[str, Placed] = {}
-    why = dict(answer.waiting) if answer else {}
+    why = dict(answer.waiting)
     index = {card.gpu.uuid: card.gpu.index for card in cards}
     for claim in claims:
-        chosen = answer.placed.get(claim.name, ()) if answer else ()
+        chosen = answer.placed.get(claim.name, ())
         busy = [
             (uuid, state[uuid], how)
             for uuid in chosen
@@ -139,7 +139,7 @@ def _held(replicas: Mapping[str, Replica], holds: Mapping[str, Hold], cards: Map
     for name, hold in holds.items():
         replica = replicas[name]
         taken = tuple(
-            max(size, cards[uuid].used.get(name, 0) if uuid in cards else 0)
+            max(size, cards[uuid].used.get(name, 0)) if uuid in cards else size
             for uuid, size in zip(hold.gpus, hold.bytes, strict=True)
         )
         held.append(

@@ -223,8 +223,7 @@ def _rooms(gpus: Sequence[Gpu], held: Collection[Held]) -> list[_Room]:
 
 def _greedily(rooms: list[_Room], ordered: Sequence[Claim]) -> dict[str, tuple[str, ...]]:
     # Kept in the order of what is free, so that a claim meets the GPUs that are best for it first.
-    usable = (position for position, room in enumerate(rooms) if not (room.gpu.trouble or room.exclusive))
-    order = sorted((rooms[position].free, -position) for position in usable)
+    order = sorted((room.free, -position) for position, room in enumerate(rooms))
     empty = [entry for entry in order if not rooms[-entry[1]].names]
     placed: dict[str, tuple[str, ...]] = {}
     for claim in ordered:
