@@ -21,6 +21,7 @@ FIGURES = {
     "download": "a file fetched from a hub on loopback and verified, against curl and openssl in a pipe",
     "gateway": "requests a second, time to the first event, CPU and memory, against nginx and HAProxy",
     "gateway_restart": "300 streams while the daemon or the gateway is replaced, against the same undisturbed",
+    "placement": "1,000 replicas placed on 512 GPUs",
     "gguf_header": "reading the header of a GGUF file with a large vocabulary, against gguf's own reader",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,8 @@ class MemoryPort:
         self.read_only: str | None = None
         self.refusal: str | None = None
         self.progress: dict[str, Progress] = {}
+        self.cards: list[dict[str, Any]] = []
+        self.gpu_commands: list[tuple[str, str, str, str]] = []
         self.changed: dict[str, str] = {}
         self.reloads: list[Exception | tuple[str, ...]] = []
         self.commands: list[tuple[str, str, str]] = []
@@ -142,6 +144,16 @@ class MemoryPort:
 
     def gateway(self) -> Mapping[str, Any] | None:
         return None
+
+    def gpus(self) -> Sequence[Mapping[str, Any]]:
+        return self.cards
+
+    async def look_at_gpus(self) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
+        return self.cards, ("nvidia: no driver",)
+
+    async def gpu_command(self, verb: str, target: str, by: str, why: str) -> str:
+        self.gpu_commands.append((verb, target, by, why))
+        return f"GPU-{target}"
 
     def changes(self) -> Mapping[str, str]:
         return self.changed

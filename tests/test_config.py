@@ -10,6 +10,8 @@ import pytest
 from configs import MODEL, problems, read
 from modelsupd.core.spec import Engine, EngineSpec, HealthLimits, ModelSpec, Start
 
+REPLICAS = "must be a number from 1 to 512, or 'per-gpu'"
+
 
 def test_a_declaration_becomes_the_core_s_own_types(tmp_path: Path) -> None:
     config = read(
@@ -84,9 +86,9 @@ def test_paths_are_relative_to_the_file_and_bare_names_are_left_for_path(tmp_pat
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ('replicas = "5"', "models.m.replicas = '5': must be an integer, not a string"),
-        ("replicas = true", "models.m.replicas = true: must be an integer, not a boolean"),
-        ("replicas = 1.0", "models.m.replicas = 1.0: must be an integer, not a float"),
+        ('replicas = "5"', f"models.m.replicas = '5': {REPLICAS}"),
+        ("replicas = true", f"models.m.replicas = true: {REPLICAS}"),
+        ("replicas = 1.0", f"models.m.replicas = 1.0: {REPLICAS}"),
         ("replicas = 0", "models.m.replicas = 0: must be at least 1"),
         ("replicas = 513", "models.m.replicas = 513: must be at most 512"),
         ("aliases = 'x'", "models.m.aliases = 'x': must be a list, not a string"),
@@ -140,9 +142,6 @@ def test_a_wrong_setting_is_named_with_its_value_and_why(tmp_path: Path, setting
     [
         ("[engines.vllm]\npython = 'x'", "engines.vllm: this engine is not built yet"),
         ("[models.m]\nengine = 'vllm'\nargs.max_model_len = 4", "models.m.engine = 'vllm': this engine is not built"),
-        (f"[models.m]\n{MODEL}gpus = 1", "models.m.gpus = 1: placement on GPUs is not built yet"),
-        (f"[models.m]\n{MODEL}gpus = ['GPU-1']", "models.m.gpus = ['GPU-1']: placement on GPUs is not built yet"),
-        (f"[models.m]\n{MODEL}replicas = 'per-gpu'", "models.m.replicas = 'per-gpu': one replica per GPU is not built"),
         (f"[models.m]\n{MODEL}start = 'on-demand'", "models.m.start = 'on-demand': start on demand is not built yet"),
     ],
 )
@@ -155,7 +154,33 @@ def test_a_setting_whose_feature_is_not_built_is_refused_as_that(tmp_path: Path,
     ("text", "expected"),
     [
         ("[model.x]\n", "model: unknown section; did you mean 'models'?"),
-        ("x = 1\n", "x = 1: unknown section; there are 'daemon', 'gateway', 'weights', 'engines' and 'models'"),
+        (
+            "x = 1\n",
+            "x = 1: unknown section; there are 'daemon', 'gateway', 'weights', 'gpus', 'engines' and 'models'",
+        ),
+        (f"[models.m]\n{MODEL}gpus = -1", "models.m.gpus = -1: must be at least 0"),
+        (f"[models.m]\n{MODEL}gpus = 'all'", "models.m.gpus = 'all': must be a number, or a list of UUIDs"),
+        (f"[models.m]\n{MODEL}gpus = []", "models.m.gpus = []: is an empty list; for no GPU it is 0"),
+        (f"[models.m]\n{MODEL}gpus = ['0']", "models.m.gpus = ['0']: '0' is no UUID, which begins with GPU-"),
+        (f"[models.m]\n{MODEL}gpus = ['GPU-1', 'GPU-1']", "models.m.gpus = ['GPU-1', 'GPU-1']: names a GPU twice"),
+        (f"[models.m]\n{MODEL}replicas = 'per-gpu'", "models.m.replicas = 'per-gpu': needs the number of GPUs"),
+        (
+            f"[models.m]\n{MODEL}gpus = ['GPU-1']\nreplicas = 'per-gpu'",
+            "models.m.replicas = 'per-gpu': needs the number of GPUs of each replica",
+        ),
+        (f"[models.m]\n{MODEL}replicas = 'all'", "models.m.replicas = 'all': must be a number from 1 to 512"),
+        (f"[models.m]\n{MODEL}placement.exclusive = true", "models.m.placement: is for a model that uses GPUs"),
+        (
+            f"[models.m]\n{MODEL}gpus = 1\nplacement.apart_from = ['mm']",
+            "models.m.placement.apart_from[0] = 'mm': there is no such model; did you mean 'm'?",
+        ),
+        (
+            f"[models.m]\n{MODEL}gpus = 1\nplacement.strategy = 'sprad'",
+            "models.m.placement.strategy = 'sprad': must be 'spread' or 'pack'; did you mean 'spread'?",
+        ),
+        (f"[models.m]\n{MODEL}gpus = 1\nplacement.vram_bytes = -1", "models.m.placement.vram_bytes = -1: must be at"),
+        ("[gpus]\ninterval_s = 0", "gpus.interval_s = 0: must be greater than 0"),
+        ("[gpus]\nreserve = 0", "gpus.reserve = 0: unknown key; did you mean 'reserve_bytes'?"),
         ("models = 3\n", "models = 3: must be a table, not an integer"),
         ("[models]\nm = 3\n", "models.m = 3: must be a table, not an integer"),
         ("[models.m]\n", "models.m.engine: is required"),
@@ -201,7 +226,7 @@ def test_everything_wrong_is_reported_at_once_and_only_once(tmp_path: Path) -> N
         [models.b]
         engine = "command"
         command = ["x", 1]
-        gpus = 2
+        gpus = -2
         env = {A = 1, "B C" = "x"}
         aliases = ["a"]
         [models.c]
@@ -278,3 +303,21 @@ def test_no_name_may_mean_two_things(tmp_path: Path) -> None:
         "models.a.aliases[4] = 'c/1': reads as replica 1 of 'c'; give one of them another name",
         "models.b.aliases[0] = 'x': is taken by model 'a'",
     ]
+
+
+def test_gpus_are_a_number_or_a_list_and_per_gpu_is_a_word(tmp_path: Path) -> None:
+    text = f"""
+        [models.a]
+        {MODEL.strip().splitlines()[0]}
+        {MODEL.strip().splitlines()[1]}
+        gpus = 2
+        replicas = "per-gpu"
+        [models.b]
+        {MODEL.strip().splitlines()[0]}
+        {MODEL.strip().splitlines()[1]}
+        gpus = ["GPU-1", "MIG-2"]
+        placement.apart_from = ["a", "b"]
+    """
+    models = read(tmp_path, text).declaration.models
+    assert (models["a"].gpus, models["a"].replicas) == (2, "per-gpu")
+    assert (models["b"].gpus, models["b"].placement.apart_from) == (("GPU-1", "MIG-2"), ("a", "b"))

@@ -12,6 +12,7 @@ import tomli
 
 from configs import host
 from modelsupd.config import load, schema
+from modelsupd.core.gpu_spec import GpusSpec
 from modelsupd.core.spec import DaemonSpec, EngineSpec, GatewaySpec, ModelSpec, WeightsSpec
 
 REPOSITORY = Path(__file__).parent.parent
@@ -34,6 +35,7 @@ def test_the_example_shows_every_setting_at_its_default() -> None:
         ("gateway",): (GatewaySpec, shown["gateway"]),
         ("models", "tiny"): (ModelSpec, {**tiny, **elsewhere}),
         ("weights",): (WeightsSpec, shown["weights"]),
+        ("gpus",): (GpusSpec, shown["gpus"]),
         ("engines",): (EngineSpec, {**shown["engines"]["llama.cpp"], **shown["engines"]["llama-cpp-python"]}),
     }
     for path, (cls, table) in expected.items():
@@ -60,7 +62,7 @@ def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() ->
     made = schema()
     json.dumps(made)
     tables = [made, *(table for table in made["$defs"].values() if "properties" in table)]
-    assert len(tables) == 15
+    assert len(tables) == 17
     for table in tables:
         assert table["additionalProperties"] is False
         for name, setting in table["properties"].items():
@@ -68,8 +70,11 @@ def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() ->
             assert {"type": "null"} not in setting.get("anyOf", []), name
     model = made["$defs"]["ModelSpec"]
     assert model["required"] == ["engine"]
-    assert model["properties"]["replicas"]["minimum"] == 1
-    assert model["properties"]["replicas"]["maximum"] == 512
+    assert model["properties"]["replicas"]["anyOf"] == [
+        {"type": "integer", "minimum": 1, "maximum": 512},
+        {"const": "per-gpu", "type": "string"},
+    ]
+    assert model["properties"]["gpus"]["anyOf"][0] == {"type": "integer", "minimum": 0}
     assert model["properties"]["sha256"]["pattern"] == "^[0-9a-f]{64}$"
     assert made["$defs"]["HealthLimits"]["properties"]["probe_timeout_s"]["exclusiveMinimum"] == 0
     assert made["$defs"]["Engine"]["enum"] == ["llama.cpp", "llama-cpp-python", "command"]

@@ -51,7 +51,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "runtime": "core engines weights errors runtime.shim gateway.base gateway.channel gateway.wire",
         "runtime.shim": "",
         # Of control only the port, through which it reads what was published.
-        "metrics": "core control errors weights.base",
+        "metrics": "core control errors weights.base gpu_metrics",
+        "gpu_metrics": "",
         "narrator": "core weights.base",
         "adoption": "core runtime",
         "rounds": "core runtime",

@@ -31,7 +31,9 @@ async def take_over(
             live.setdefault(run.replica, []).append(run.process)
     names = {*states, *(run.replica for run in found)}
     leftovers = {
-        (run.replica, run.run) for run in found if run.process is None and not (run.ended and run.ended.cleared)
+        (run.replica, run.run): run.gpus
+        for run in found
+        if run.process is None and not (run.ended and run.ended.cleared)
     }
     highest = {name: processes.highest_run(name) for name in names}
     recovered = recover(states, live, highest, declared, boot, leftovers)

@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,25 +23,26 @@ import uvloop
 from modelsupd import __version__, narrator
 from modelsupd.adoption import take_over
 from modelsupd.config import Config
+from modelsupd.config.standing import not_emptied, until_restart
 from modelsupd.control.port import LaunchPlan
 from modelsupd.control.server import serve as serve_control
 from modelsupd.core.events import Event, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, fresh, plan, targets
 from modelsupd.core.phases import Replica
 from modelsupd.core.recovery import Boot
-from modelsupd.core.spec import ModelSpec, launch_digest
+from modelsupd.core.spec import ModelSpec, gpu_count
 from modelsupd.departure import end_all
-from modelsupd.engines.base import adapter
 from modelsupd.errors import ModelsupdError, Refused
 from modelsupd.followers import Followers
 from modelsupd.gatekeeper import Gatekeeper, is_gateway
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
 from modelsupd.rounds import EXTEND_BY_S, Rounds
-from modelsupd.runtime import routes
+from modelsupd.runtime import declared, routes
 from modelsupd.runtime.driver import NOT_WRITABLE, Driver
 from modelsupd.runtime.effects import RuntimeEffects
 from modelsupd.runtime.fetching import Fetches
+from modelsupd.runtime.gpus.keeper import Gpus
 from modelsupd.runtime.identity import boot_id
 from modelsupd.runtime.inputs import Stock
 from modelsupd.runtime.journal import Damaged, Journal, Reading, Unwritable
@@ -101,11 +102,22 @@ class Daemon:
         self._narrator = narrator.Narrator()
         self._processes = Processes(config.runtime_dir, config.state_dir)
         self._fetches = Fetches(lambda: self._config.declaration.weights.downloads, self._file_done)
+        self._gpus = gpus = Gpus(
+            config.state_dir,
+            spec=lambda: self._config.declaration.gpus,
+            wanted=lambda: any(gpu_count(spec) for spec in self._config.declaration.models.values()),
+            replicas=self.replicas,
+            put=self._put,
+            counted=self._apply_for_gateway,
+            note=self._note,
+        )
+        self.gpus, self.gpu_command, self.look_at_gpus = gpus.rows, gpus.command, gpus.told
         self._effects = RuntimeEffects(
             self._processes,
             self._fetches,
             lambda: self._config.declaration.engines,
             lambda: Stock(self._config.weights, self._config.lock),
+            self._gpus,
         )
         self._metrics = Metrics(self, self._processes)
         self._followers = Followers(config.state_dir / "journal")
@@ -147,7 +159,10 @@ class Daemon:
                 leaving=lambda: self._leaving,
                 compare_every_s=lambda: self._config.declaration.weights.change_look_s,
                 refresh=self._refresh,
+                more_pids=self._gpus.pids,
             )
+            await self._gpus.open()
+            stack.push_async_callback(self._gpus.close)
             # What can refuse to start does so before anything is decided.
             if self._config.metrics_listen is not None:
                 stack.push_async_callback(await serve_metrics(self._metrics, self._config.metrics_listen))
@@ -160,6 +175,8 @@ class Daemon:
             stack.push_async_callback(await serve_control(self, self.runtime_dir))
             rounds = asyncio.create_task(self._rounds.go())
             stack.callback(rounds.cancel)
+            looking = asyncio.create_task(self._gpus.go())
+            stack.callback(looking.cancel)
             self._notify.tell(READY=1)
             log.info("ready", pid=self.pid, version=self.version, config=str(self._config.path))
             return await self._serve()
@@ -211,7 +228,8 @@ class Daemon:
     # Recovery and configuration
 
     async def _recover(self, reading: Reading, boot: Boot) -> None:
-        known = self._models_declared() | self._gate.recovering(reading.states)
+        present = [str(state["model"]) for state in reading.states.values() if "model" in state]
+        known = self._models_declared(present) | self._gate.recovering(reading.states)
         recovered = await take_over(reading.states, self._processes, known, boot)
         body = {
             "kind": "start",
@@ -232,22 +250,18 @@ class Daemon:
         self._apply()
         self._refresh()
 
-    def _models_declared(self) -> dict[str, Declared]:
-        declaration = self._config.declaration
-        return {
-            name: Declared(
-                spec, launch_digest(spec, adapter(spec.engine).binary(spec, declaration.engines.get(spec.engine)))
-            )
-            for name, spec in declaration.models.items()
-        }
+    def _models_declared(self, present: Sequence[str]) -> dict[str, Declared]:
+        """Return what is declared; `present` is the model of each replica that there is."""
+        return declared.models(self._config.declaration, lambda name, spec: self._gpus.count_for(name, spec, present))
 
     def _apply(self) -> tuple[str, ...]:
         """Bring the fleet to what is declared; return what changes, in words."""
-        everything = self._gate.declared() | self._models_declared()
+        present = [replica.model for replica in self._driver.replicas.values()]
+        everything = self._gate.declared() | self._models_declared(present)
         planned = plan(self._driver.replicas, everything, self._driver.unsettled())
         words = []
-        for name, (model, declared) in planned.added.items():
-            replica, actions = fresh(name, model, declared, self.now(), self._processes.highest_run(name))
+        for name, (model, entry) in planned.added.items():
+            replica, actions = fresh(name, model, entry, self.now(), self._processes.highest_run(name))
             self._driver.introduce(replica, actions, "Declared", existed=False)
             words.append(f"{name}: new")
         for name, event in planned.events.items():
@@ -257,27 +271,12 @@ class Daemon:
 
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration again; return what changes, in words. Raises ConfigError, changing nothing."""
-        config = self._reread()
+        config = not_emptied(self._config, self._reread())
         if not await self._journal.probe_writable():
             raise Refused(f"cannot reload now: {NOT_WRITABLE}: {self._journal.read_only}")
         if self._leaving:
             raise Refused("cannot reload: the daemon is stopping")
-        fixed = [
-            f"{what}: takes effect when the daemon is restarted"
-            for what, changed in (
-                ("daemon.state_dir", config.state_dir != self.state_dir),
-                ("daemon.runtime_dir", config.runtime_dir != self.runtime_dir),
-                ("daemon.metrics_listen", config.metrics_listen != self._config.metrics_listen),
-                ("daemon.journal", config.declaration.daemon.journal != self._config.declaration.daemon.journal),
-                ("daemon.log_level", config.declaration.daemon.log_level != self._config.declaration.daemon.log_level),
-            )
-            if changed
-        ]
-        if self._config.declaration.models and not config.declaration.models:
-            raise Refused(
-                f"cannot reload: {config.path} declares no model any more, and an editor may be writing it; "
-                "to stop models use 'modelsupd stop', or stop the daemon"
-            )
+        fixed = until_restart(self._config, config)
         try:
             self._gate.configure(config)
         except OSError as error:
@@ -378,16 +377,16 @@ class Daemon:
         """Pass a change on to the log and the metrics."""
         self._narrator.changed(before, after, event)
         self._metrics.changed(before, after, event)
+        self._gpus.changed(before, after)
         if not self._refreshing and (before is None or before.phase is not after.phase):
-            # Once for all changes of this turn of the loop.
-            self._refreshing = True
+            self._refreshing = True  # once for all changes of this turn of the loop
             asyncio.get_running_loop().call_soon(self._refresh)
 
     def _refresh(self) -> None:
         """Tell gateways what may be routed to by now."""
         self._refreshing = False
-        declared = self._config.declaration.models
-        self._gate.publish(routes.models(declared, self._driver.replicas, self._fetches.progress(), self.now()))
+        configured = self._config.declaration.models
+        self._gate.publish(routes.models(configured, self._driver.replicas, self._fetches.progress(), self.now()))
         self._gate.look()
 
     def _file_done(self, replicas: frozenset[str], done: FileDone) -> None:

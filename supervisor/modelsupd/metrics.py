@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import structlog
 from aiohttp import web
@@ -39,16 +39,18 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Waiting,
     Want,
 )
 from modelsupd.errors import ModelsupdError
+from modelsupd.gpu_metrics import of_gpus
 from modelsupd.weights.base import FETCHED, MOVED_ASIDE, VERIFIED, FileDone, Progress
 
 log = structlog.get_logger("metrics")
 
 #: Every phase is a series of its own, so that an alert on `phase="failed" == 1` never has to guess at absence.
 PHASES: tuple[type[Phase], ...] = (
-    Stopped, Resolving, Spawning, Starting, Ready, Draining, Stopping, Killing, Clearing, Backoff, Failed,
+    Stopped, Resolving, Waiting, Spawning, Starting, Ready, Draining, Stopping, Killing, Clearing, Backoff, Failed,
 )  # fmt: skip
 
 _START_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -210,6 +212,7 @@ class _Published(Collector):
         self._read_only = False
         self._fetching: dict[str, Progress] = {}
         self._changed: set[str] = set()
+        self._gpus: Sequence[Mapping[str, Any]] = ()
 
     def look(self) -> None:
         """Take hold of the present state."""
@@ -220,6 +223,7 @@ class _Published(Collector):
         self._read_only = self._port.journal()[1] is not None
         self._fetching = dict(self._port.fetching())
         self._changed = set(self._port.changes())
+        self._gpus = self._port.gpus()
 
     def models(self, replicas: frozenset[str]) -> list[tuple[str, str]]:
         """Return model and name of those replicas that are published, in order."""
@@ -239,6 +243,7 @@ class _Published(Collector):
         )
         yield from self._of_replicas()
         yield from self._of_weights()
+        yield from of_gpus(self._gpus)
 
     def _of_weights(self) -> Iterator[Metric]:
         def gauge(name: str, doc: str) -> GaugeMetricFamily:

@@ -52,6 +52,7 @@ class Rounds:
     leaving: Callable[[], bool]
     compare_every_s: Callable[[], float]
     refresh: Callable[[], None]
+    more_pids: Callable[[], frozenset[int]]
     _looked_at: float = 0.0
     _fed_at: float = 0.0
     _compared_at: float = 0.0
@@ -81,7 +82,7 @@ class Rounds:
                 self._comparing.cancel()
 
     async def _round(self, now: float) -> None:
-        reap_orphans(self.processes.children() | self.fetches.pids())
+        reap_orphans(self.processes.children() | self.fetches.pids() | self.more_pids())
         await self._look_at_disk(now)
         idle = self._comparing is None or self._comparing.done()
         if idle and not self.leaving() and now - self._compared_at >= self.compare_every_s():

@@ -238,3 +238,24 @@ def test_a_taken_address_is_told(place: Path) -> None:
                 await serve(metrics, ("127.0.0.1", port))
 
     uvloop.run(main())
+
+
+def test_gpus_are_told_where_there_are_any(place: Path) -> None:
+    tape = Watched()
+    port = MemoryPort(place, tape)
+    metrics = Metrics(port, Uses())
+    assert scraped(metrics)("modelsupd_gpu_total_bytes") is None
+    sizes = {f"{name}_bytes": number for number, name in enumerate(("total", "used", "claimed", "foreign"), 1)}
+    port.cards = [
+        {"uuid": "GPU-0", "index": 0, "name": "x", "state": "ok", "temperature_c": 40, "ecc_errors": None, **sizes},
+        {"uuid": "GPU-1", "index": 1, "name": "x", "state": "lost", "temperature_c": None, "ecc_errors": 2, **sizes},
+    ]
+    value = scraped(metrics)
+    labels = {"uuid": "GPU-0", "index": "0"}
+    told = [value(f"modelsupd_gpu_{name}_bytes", **labels) for name in ("total", "used", "claimed", "foreign")]
+    assert told == [1, 2, 3, 4]
+    assert value("modelsupd_gpu_temperature_celsius") == 40
+    assert value("modelsupd_gpu_ecc_errors") == 2
+    assert value("modelsupd_gpu_state", state="lost", uuid="GPU-1") == 1
+    assert value("modelsupd_gpu_state", state="ok", uuid="GPU-1") == 0
+    assert value("modelsupd_gpu_state", state="ok", **labels) == 1

@@ -301,3 +301,16 @@ def test_a_follower_is_answered_at_once_and_may_wait_for_long(place: Path) -> No
         await auntil(lambda: not port._waiting, what="that the follower went away is noticed")
 
     run(place, test)
+
+
+def test_gpus_are_told_and_commanded(place: Path) -> None:
+    async def test(port: MemoryPort, client: Client) -> None:
+        port.cards = [{"uuid": "GPU-0"}]
+        assert await asked(client.gpus) == {"gpus": [{"uuid": "GPU-0"}], "notes": ["nvidia: no driver"]}
+        assert (await asked(client.status))["gpus"] == [{"uuid": "GPU-0"}]
+        assert await asked(client.gpu, "quarantine", "0", "fan") == "GPU-0"
+        assert port.gpu_commands == [("quarantine", "0", pwd.getpwuid(os.getuid()).pw_name, "fan")]
+        with pytest.raises(ApiError, match="cannot carry out 'burn' on a GPU: there are quarantine, release"):
+            await asked(client.gpu, "burn", "0")
+
+    run(place, test)

@@ -10,7 +10,20 @@ from modelsupd.cli.quick import code
 from modelsupd.control.status import document, last_known
 from modelsupd.core.events import Outcome, ProbeKind, Removed, StopAsked, Ticked
 
-ROW_KEYS = ["name", "phase", "run", "pid", "shim_pid", "endpoint", "gpus", "since", "restarts", "reason", "weights"]
+ROW_KEYS = [
+    "name",
+    "phase",
+    "run",
+    "pid",
+    "shim_pid",
+    "endpoint",
+    "gpus",
+    "since",
+    "restarts",
+    "reason",
+    "weights",
+    "left_s",
+]
 
 
 def ready(name: str = "tiny/0") -> Tape:
@@ -61,6 +74,7 @@ def test_the_document_is_as_the_contract_says(place: Path) -> None:
                         "restarts": 0,
                         "reason": "generates: 4 tokens in 20 ms",
                         "weights": None,
+                        "left_s": None,
                     }
                 ],
             }

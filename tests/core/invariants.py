@@ -5,9 +5,22 @@ from __future__ import annotations
 import json
 
 from modelsupd.core.actions import Abandon, Action, Spawn
-from modelsupd.core.events import Event, Exited, Removed, Respecified, RestartAsked, StartAsked, StopAsked, Ticked
+from modelsupd.core.events import (
+    Cleared,
+    Event,
+    Exited,
+    Removed,
+    Respecified,
+    RestartAsked,
+    SpawnFailed,
+    StartAsked,
+    StopAsked,
+    Stuck,
+    Ticked,
+)
 from modelsupd.core.phases import (
     Backoff,
+    Clearing,
     Failed,
     Halt,
     Live,
@@ -16,6 +29,7 @@ from modelsupd.core.phases import (
     Spawning,
     Stopped,
     Stopping,
+    Waiting,
     Want,
     phase_name,
 )
@@ -46,6 +60,9 @@ def check_step(before: Replica, event: Event, after: Replica, actions: tuple[Act
         assert known, f"a process appeared out of {phase_name(before.phase)}"
     if isinstance(before.phase, Spawning) and not isinstance(after.phase, Spawning):
         assert getattr(event, "run", None) == before.last_run, f"a process about to exist was forgotten by {event}"
+    if before.hold is not None and after.hold is None:
+        over = isinstance(event, Exited | Cleared | Stuck | SpawnFailed)
+        assert over, f"GPUs were let go of by {event}, with something of the run left"
     assert (Spawn in map(type, actions)) == (isinstance(after.phase, Spawning) and after.phase is not before.phase)
     if type(after.phase) is not type(before.phase):
         assert after.reason, f"{phase_name(before.phase)} to {phase_name(after.phase)} without a reason"
@@ -59,11 +76,14 @@ def check_state(replica: Replica, now: float) -> None:
         assert phase.process.run == replica.last_run, f"{phase} is not of the last run, {replica.last_run}"
     elif not isinstance(phase, Stopped | Backoff | Failed):
         assert phase.run == replica.last_run, f"{phase} is not of the last run, {replica.last_run}"
-    if isinstance(phase, Resolving | Backoff | Failed):
+    if isinstance(phase, Resolving | Waiting | Backoff | Failed):
         assert replica.runs_wanted, f"{phase_name(phase)} though no process is wanted"
     if replica.process and not isinstance(phase, Stopping) and phase_name(phase) in {"starting", "ready"}:
         assert replica.runs_wanted, f"{phase_name(phase)} though no process is wanted"
         assert phase.process.digest == replica.digest, "an engine of an older declaration is kept"  # type: ignore[union-attr]  # has a process, as checked above
+    if not isinstance(phase, Spawning | Live | Clearing):
+        assert replica.hold is None, f"{phase_name(phase)} and still holds {replica.hold}"
+        assert not replica.beside, f"{phase_name(phase)} and beside {replica.beside}"
     state = json.loads(json.dumps(durable(replica)))
     again = durable(restore(replica.name, state, replica.spec, now))
     assert json.loads(json.dumps(again)) == state, "the recorded state is not what it was recorded from"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from modelsupd.core.events import (
     Exit,
     Exited,
@@ -15,7 +17,9 @@ from modelsupd.core.events import (
     Spawned,
     Vitals,
 )
+from modelsupd.core.learning import Learned
 from modelsupd.core.phases import Phase, Replica, Stopped, Want
+from modelsupd.core.placement import Hold, Size
 from modelsupd.core.spec import Engine, HealthLimits, ModelSpec, RestartPolicy, StopLimits
 
 #: Limits of which no two are alike, so that a test that mixes two of them up fails.
@@ -33,9 +37,14 @@ STOP = StopLimits(drain_timeout_s=30, term_timeout_s=8, load_term_timeout_s=2, k
 RESTART = RestartPolicy(jitter=0.0)
 
 SPEC = ModelSpec(engine=Engine.COMMAND, command=("engine", "{socket}"), health=HEALTH, stop=STOP, restart=RESTART)
+ON_GPU = replace(SPEC, gpus=1)
+SIZE = Size(3, estimated=True)
+HOLD = Hold(gpus=("GPU-0",), bytes=(3,), idle_bytes=(1,))
 OTHER_SPEC = ModelSpec(engine=Engine.COMMAND, command=("engine", "--new", "{socket}"))
 DIGEST, OTHER_DIGEST = "d1d1", "d2d2"
 INPUTS, OTHER_INPUTS = "weights-1", "weights-2"
+
+LEARNED = Learned(DIGEST, INPUTS, 12.0, 2.0, 4)
 
 CRASH = Failure(FailureClass.CRASH, "exit code 1")
 BAD_WEIGHTS = Failure(FailureClass.BAD_WEIGHTS, "tensor 'x' is not within the file bounds")

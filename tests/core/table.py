@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -21,10 +22,14 @@ from core.samples import (
     BAD_WEIGHTS,
     CRASH,
     DIGEST,
+    HOLD,
     INPUTS,
+    LEARNED,
     NO_MEMORY,
+    ON_GPU,
     OTHER_DIGEST,
     OTHER_INPUTS,
+    SIZE,
     SPEC,
     exited,
     probed,
@@ -35,14 +40,18 @@ from core.samples import (
 )
 from modelsupd.core.actions import Clear, Probe
 from modelsupd.core.events import (
+    Beside,
     Cleared,
     Delivered,
     Event,
     FailedClient,
+    GpuLost,
     Halted,
     Hurried,
     Lagged,
+    Measured,
     Outcome,
+    Placed,
     ProbeKind,
     Rechecked,
     Removed,
@@ -55,6 +64,7 @@ from modelsupd.core.events import (
     Ticked,
     Unresolved,
     Vitals,
+    Waits,
 )
 from modelsupd.core.health import Pulse, begin
 from modelsupd.core.phases import (
@@ -74,6 +84,7 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Waiting,
     Want,
     phase_name,
 )
@@ -117,6 +128,9 @@ def situations() -> Iterator[tuple[str, Replica]]:
     yield "stopped, wanted up, the daemon goes", at(Stopped(SINCE), halt=Halt.DRAIN)
     yield "stopped, wanted up, removed", at(Stopped(SINCE), removed=True)
     yield "resolving", at(Resolving(SINCE, RUN))
+    yield "resolving, needs a GPU", at(Resolving(SINCE, RUN), spec=ON_GPU)
+    yield "waiting for a GPU", at(Waiting(SINCE, RUN, DIGEST, SIZE, "none is free"), spec=ON_GPU)
+    on_gpu: dict[str, Any] = {"spec": ON_GPU, "hold": HOLD, "learned": LEARNED, "inputs": INPUTS}
     spawning = Spawning(SINCE, RUN, DIGEST)
     yield "spawning", at(spawning)
     yield "spawning, wanted down", at(spawning, down)
@@ -130,6 +144,8 @@ def situations() -> Iterator[tuple[str, Replica]]:
     yield "ready", at(Ready(SINCE, process(RUN), quiet))
     yield "ready, probing", at(Ready(SINCE, process(RUN), replace(quiet, probe=ProbeKind.ALIVE)))
     doubted = Pulse(NOW - 61, NOW - 61, NOW - 61, NOW - 1, failures=2, doubted=True, answered=False, complaint="no")
+    yield "ready on a GPU", at(Ready(SINCE, process(RUN), quiet), **on_gpu)
+    yield "ready on a GPU, beside a load", at(Ready(SINCE, process(RUN), quiet), beside="n/0", **on_gpu)
     yield "ready, hung", at(Ready(NOW - 100, process(RUN), doubted))
 
     def draining(cause: Cause, **changes: object) -> Draining:
@@ -140,6 +156,8 @@ def situations() -> Iterator[tuple[str, Replica]]:
     yield "draining to be replaced, between two looks", at(draining(Reason.REPLACED, probing=False))
     yield "draining, removed", at(draining(Reason.REMOVED), removed=True)
     yield "draining, the daemon goes", at(draining(Reason.SHUTDOWN), halt=Halt.DRAIN)
+    held = draining(Reason.RESTART, probing=False, held=True, next_at=NOW + 10)
+    yield "draining on a GPU, drained and held beside a load", at(held, beside="n/0", **on_gpu)
     yield "stopping for an operator", at(Stopping(SINCE, process(RUN), Reason.OPERATOR, NOW), down)
     yield "stopping to restart", at(Stopping(SINCE, process(RUN), Reason.RESTART, NOW))
     yield "stopping, the daemon goes", at(Stopping(SINCE, process(RUN), Reason.SHUTDOWN, NOW), halt=Halt.DRAIN)
@@ -148,6 +166,7 @@ def situations() -> Iterator[tuple[str, Replica]]:
     yield "killing for an operator", at(Killing(SINCE, process(RUN), Reason.OPERATOR, NOW), down)
     yield "clearing after a fault, looking", at(Clearing(SINCE, RUN, FAULT))
     yield "clearing after a restart, stuck", at(Clearing(SINCE, RUN, Reason.RESTART, NOW, (5,)))
+    yield "clearing, its GPUs' memory looked for", at(Clearing(SINCE, RUN, FAULT), **on_gpu)
     yield "clearing, wanted down", at(Clearing(SINCE, RUN, Reason.OPERATOR), down)
     yield "backoff", at(Backoff(SINCE, RUN, CRASH, NOW))
     yield "failed, one more try due", at(Failed(SINCE, RUN, CRASH, NOW, INPUTS), inputs=INPUTS)
@@ -170,12 +189,18 @@ def events(run: int, kinds: tuple[ProbeKind, ...]) -> Iterator[tuple[str, str, E
     yield "Hurried", "kill", Hurried(kill=True)
     yield "Ticked", "", Ticked()
     yield "Lagged", "", Lagged(30.0)
+    yield "Beside", "a load", Beside("x/0")
+    yield "Beside", "no load", Beside("")
     yield from reports(run, kinds)
 
 
 def reports(run: int, kinds: tuple[ProbeKind, ...] = (ProbeKind.ALIVE,)) -> Iterator[tuple[str, str, Event]]:
     """Yield the events that carry a run."""
     yield "Resolved", "", resolved(run)
+    yield "Placed", "", Placed(run, HOLD)
+    yield "Waits", "", Waits(run, "GPU 0 is full")
+    yield "Measured", "", Measured(run, (5, 7))
+    yield "GpuLost", "", GpuLost(run, "GPU 0 fell off the bus")
     yield "Unresolved", "bad weights", Unresolved(run, BAD_WEIGHTS, INPUTS)
     yield "Unresolved", "crash", Unresolved(run, CRASH, INPUTS)
     yield "Rechecked", "as it was", Rechecked(run, INPUTS)
@@ -195,7 +220,8 @@ def reports(run: int, kinds: tuple[ProbeKind, ...] = (ProbeKind.ALIVE,)) -> Iter
         yield "Exited", str(failure.kind), exited(run, failure)
     yield "Exited", "descendants left", exited(run, cleared=False)
     yield "Cleared", "", Cleared(run)
-    yield "Stuck", "", Stuck(run, (5, 6))
+    yield "Stuck", "processes", Stuck(run, (5, 6))
+    yield "Stuck", "memory", Stuck(run, (), "GPU 0 holds 5 GiB", ("GPU-0",))
 
 
 def _drained(run: int, in_flight: int) -> Event:
@@ -243,6 +269,17 @@ def _changes(before: Replica, after: Replica, now: float) -> list[str]:
         words.append("free" if after.history.addresses > before.history.addresses else "counted")
     if after.restarts != before.restarts:
         words.append("restarts+1")
+    return [*words, *_changes_on_gpus(before, after)]
+
+
+def _changes_on_gpus(before: Replica, after: Replica) -> list[str]:
+    words = []
+    if after.hold != before.hold:
+        words.append(f"holds {','.join(after.hold.gpus)}" if after.hold else "holds none")
+    if after.beside != before.beside:
+        words.append(f"beside={after.beside or 'none'}")
+    if after.learned != before.learned:
+        words.append("learned")
     return words
 
 

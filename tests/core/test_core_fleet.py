@@ -23,7 +23,7 @@ def fleet(*names: str) -> dict[str, Replica]:
 
 
 def test_names_of_replicas() -> None:
-    assert replica_names("org/qwen3:8b", TWO) == ("org/qwen3:8b/0", "org/qwen3:8b/1")
+    assert replica_names("org/qwen3:8b", Declared(TWO, "d")) == ("org/qwen3:8b/0", "org/qwen3:8b/1")
 
 
 def test_targets_are_a_model_an_alias_or_one_replica() -> None:

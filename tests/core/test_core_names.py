@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from modelsupd.core.events import FailureClass, Outcome, ProbeKind
+from modelsupd.core.gpu_spec import PlacementSpec, Strategy
 from modelsupd.core.phases import Reason, Want
 from modelsupd.core.spec import Capability, Engine, LogLimits, ModelSpec, ProbeRequest, Start, launch_digest
 
@@ -24,7 +25,8 @@ from modelsupd.core.spec import Capability, Engine, LogLimits, ModelSpec, ProbeR
             FailureClass,
             """
             crash hung start-stalled out-of-memory out-of-gpu-memory address-in-use bad-flag bad-weights
-            unsupported-model missing-library missing-binary spawn no-space unreachable weights-unavailable internal
+            unsupported-model missing-library missing-binary spawn no-space unreachable gpu-lost
+            weights-unavailable internal
             """,
         ),
         (ProbeKind, "start alive generation drain"),
@@ -33,6 +35,7 @@ from modelsupd.core.spec import Capability, Engine, LogLimits, ModelSpec, ProbeR
         (Reason, "operator restart replaced removed shutdown stray"),
         (Engine, "llama.cpp llama-cpp-python command gateway"),
         (Start, "always manual"),
+        (Strategy, "spread pack"),
         (Capability, "chat images audio tools embedding rerank"),
         (ProbeRequest, "completion chat embedding"),
     ],
@@ -60,6 +63,7 @@ def test_the_digest_of_a_declaration_stays_what_it_is() -> None:
         {"command": ("x",)},
         {"binary": "/b"},
         {"gpus": 1},
+        {"gpus": ("GPU-1",)},
         {"args": {"a": 1}},
         {"env": {"A": "1"}},
         {"log": LogLimits(files=1)},
@@ -87,3 +91,4 @@ def test_what_is_given_from_outside_is_in_the_digest_too() -> None:
 def test_what_is_the_supervisors_own_is_not_in_the_digest() -> None:
     assert launch_digest(replace(SMALL, aliases=("x",), replicas=3, start=Start.MANUAL)) == launch_digest(SMALL)
     assert launch_digest(replace(SMALL, sha256="0" * 64)) == launch_digest(SMALL)
+    assert launch_digest(replace(SMALL, placement=PlacementSpec(vram_bytes=1))) == launch_digest(SMALL)

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 import pytest
 
 from core import table
-from core.samples import CRASH, DIGEST, SPEC, exited, probed, process, replica, spawned
+from core.samples import CRASH, DIGEST, HOLD, LEARNED, SPEC, exited, probed, process, replica, spawned
 from core.table import situations
 from modelsupd.core.events import Event, Outcome, ProbeKind, Respecified, Stuck, Ticked, Vitals
 from modelsupd.core.health import begin
@@ -31,8 +31,10 @@ def test_every_situation_comes_back_as_it_was(words: str, before: Replica) -> No
 
 
 def test_same_is_what_durable_says() -> None:
-    kept = {item.name for item in fields(Replica)} - {"name", "spec", "halt", "phase"}
-    assert kept | {"phase"} == set(durable(replica()))
+    kept = {item.name for item in fields(Replica)} - {"name", "spec", "halt", "phase", "beside"}
+    known = replace(replica(), hold=HOLD, learned=LEARNED)
+    assert kept | {"phase"} == set(durable(known))
+    assert set(durable(known)) - set(durable(replica())) == {"hold", "learned"}
     others = [before for _words, before in situations()]
     for one in others:
         assert [same(one, other) for other in others] == [durable(one) == durable(other) for other in others]
@@ -103,7 +105,7 @@ def test_an_event_s_data_is_all_of_it_in_lists_tables_and_values() -> None:
     assert report["vitals"] == {"cpu_s": 1.5, "read_bytes": 2, "log_bytes": 3, "delivered": 4, "in_flight": None}
     assert plain_event(exited())["exit"] == {"code": 1, "signal": None, "peak_rss_bytes": None, "cpu_s": None}
     assert plain_event(exited())["failure"] == {"kind": "crash", "detail": "exit code 1", "retry_after_s": None}
-    assert plain_event(Stuck(3, (7, 8))) == {"type": "Stuck", "run": 3, "pids": [7, 8], "why": ""}
+    assert plain_event(Stuck(3, (7, 8))) == {"type": "Stuck", "run": 3, "pids": [7, 8], "why": "", "gpus": []}
     assert plain_event(Respecified(SPEC, DIGEST)) == {"type": "Respecified", "digest": DIGEST}
 
 

@@ -150,7 +150,7 @@ def test_journal_that_fell_behind_follows_the_processes() -> None:
 )
 def test_what_is_left_of_the_last_run_goes_before_there_is_another(phase: Phase) -> None:
     before = states(replica(phase, last_run=3))
-    recovered = recover(before, {}, {"m/0": 3}, DECLARED, SAME, {("m/0", 3), ("other/0", 9)})
+    recovered = recover(before, {}, {"m/0": 3}, DECLARED, SAME, {("m/0", 3): (), ("other/0", 9): ()})
     after, actions = recovered.replicas["m/0"], recovered.actions["m/0"]
     invariants.check_state(after, NOW)
     if isinstance(phase, Ready):

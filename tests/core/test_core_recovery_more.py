@@ -54,10 +54,14 @@ def named(case: object) -> str:
 
 
 def recovered(
-    before: Replica | None, found: Sequence[Process] = (), leftovers: Sequence[tuple[str, int]] = ()
+    before: Replica | None,
+    found: Sequence[Process] = (),
+    leftovers: Sequence[tuple[str, int]] = (),
+    *,
+    gpus: tuple[str, ...] = (),
 ) -> Recovered:
     known = states(before) if before else {}
-    return recover(known, {"m/0": list(found)} if found else {}, {}, DECLARED, SAME, leftovers)
+    return recover(known, {"m/0": list(found)} if found else {}, {}, DECLARED, SAME, dict.fromkeys(leftovers, gpus))
 
 
 @pytest.mark.parametrize("case", [*LIVE, CLEARING], ids=named)
@@ -112,7 +116,7 @@ def test_a_run_with_an_engine_is_adopted_even_if_something_else_is_found_of_it()
 
 
 def test_what_is_left_of_a_replica_that_nobody_knows_is_cleared_and_the_replica_forgotten() -> None:
-    found = recover({}, {}, {"org/x/1": 4}, DECLARED, SAME, [("org/x/1", 4)])
+    found = recover({}, {}, {"org/x/1": 4}, DECLARED, SAME, {("org/x/1", 4): ()})
     after = found.replicas["org/x/1"]
     assert (after.model, after.removed, after.want, after.last_run) == ("org/x", True, Want.DOWN, 4)
     assert (after.phase, after.reason) == (

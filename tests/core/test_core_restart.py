@@ -155,7 +155,7 @@ def test_a_server_that_asks_to_wait_is_not_asked_before(asked_s: float | None, p
 
 _PERMANENT = {"bad-flag", "bad-weights", "unsupported-model", "missing-library", "missing-binary"}
 _BACKS_OFF_ALWAYS = {"out-of-memory", "out-of-gpu-memory", "spawn"}
-_NEVER_COUNTED = {"no-space", "unreachable"}
+_NEVER_COUNTED = {"no-space", "unreachable", "gpu-lost"}
 
 
 @pytest.mark.parametrize("kind", FailureClass)

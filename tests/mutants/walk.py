@@ -31,8 +31,8 @@ PACKAGE = "modelsupd.core"
 WORDS = frozenset({"words", "why", "reason", "hint", "near", "last", "pids", "complaint", "evidence", "detail", "doc"})
 
 #: Names of `spec` that only shape what `config` reads; the same goes for `field(...)` and `_limit(...)` anywhere.
-SETTINGS = frozenset({"_STRICT", "NAME", "_limit", "Argument", "__all__", "__pydantic_config__"})
-_DECLARES = frozenset({"field", "_limit"})
+SETTINGS = frozenset({"_STRICT", "NAME", "_limit", "limit", "Argument", "__all__", "__pydantic_config__"})
+_DECLARES = frozenset({"field", "_limit", "limit"})
 
 _NO_BEHAVIOUR = frozenset({"decorator_list", "annotation", "returns", "bases", "keywords of a class", "ctx"})
 

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--kept", action="store_true", help="the kept seeds instead")
     parser.add_argument("--story", action="store_true", help="print each story, failed or not")
     options = parser.parse_args()
-    seeds = kept_seeds() if options.kept else list(range(options.first, options.first + options.seeds))
+    seeds = list(kept_seeds()) if options.kept else list(range(options.first, options.first + options.seeds))
     began_at, shown_at, played = time.monotonic(), time.monotonic(), 0
 
     def progress(outcome: Outcome) -> None:

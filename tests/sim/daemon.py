@@ -8,17 +8,30 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from modelsupd.core.actions import Action
-from modelsupd.core.events import Event, Halted, Hurried, Process, RestartAsked, StartAsked, StopAsked
+from modelsupd.core.events import (
+    Event,
+    GpuLost,
+    Halted,
+    Hurried,
+    Measured,
+    Placed,
+    Process,
+    RestartAsked,
+    StartAsked,
+    StopAsked,
+)
 from modelsupd.core.fleet import Declared, all_still, fresh, is_gone, plan
-from modelsupd.core.phases import Clearing, Killing, Replica
+from modelsupd.core.phases import Clearing, Killing, Ready, Replica, Starting
 from modelsupd.core.recovery import Boot, recover
 from modelsupd.errors import Refused
 from modelsupd.runtime import driver as driver_module
 from modelsupd.runtime.driver import Driver
 from modelsupd.runtime.journal import Unwritable
+from modelsupd.runtime.placer import Placer
 from sim.checks import Checks
 from sim.disk import Disk, SimJournal
 from sim.effects import SimEffects
+from sim.gpus import Cards
 from sim.world import World
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,10 +58,16 @@ class Life:
     """A daemon from its start to its death."""
 
     def __init__(
-        self, world: World, disk: Disk, checks: Checks, declared: Mapping[str, Declared], boot: tuple[str, float]
+        self,
+        world: World,
+        cards: Cards,
+        disk: Disk,
+        checks: Checks,
+        declared: Mapping[str, Declared],
+        boot: tuple[str, float],
     ) -> None:
         """Prepare; `boot` is its id and the wall time at instant 0 of its clock."""
-        self.world, self.disk, self.checks = world, disk, checks
+        self.world, self.cards, self.disk, self.checks = world, cards, disk, checks
         self.declared = declared
         self.leaving = False
         self._asking: set[asyncio.Task[None]] = set()
@@ -56,10 +75,11 @@ class Life:
         # The only two seams: what the driver does goes through the checks, and what it says into the story.
         driver: Any = driver_module
         driver.step, driver.log = checks.step, Log(world)
-        effects = SimEffects(world, self._intended)
+        effects = SimEffects(world, cards, self._intended)
         self._boot = Boot(world.now, *boot)
         self.driver = Driver(self.journal, effects, self, wall=self._wall, boot=self._boot.mark)
         self._rounds: asyncio.Task[None] | None = None
+        self.placer = Placer(lambda: self.driver.replicas, lambda: cards.seen(self.driver.replicas), self._put)
 
     def _wall(self) -> datetime:
         return _EPOCH + timedelta(seconds=self._boot.zero_s + self.world.now)
@@ -73,14 +93,18 @@ class Life:
         for (name, _number), run in world.runs.items():
             if run.alive and run.process:
                 found.setdefault(name, []).append(run.process)
-        leftovers = {key for key, run in world.runs.items() if not run.alive and world.remains(run)}
+        leftovers = {
+            key: run.hold.gpus if run.hold else ()
+            for key, run in world.runs.items()
+            if not run.alive and world.remains(run)
+        }
         recovered = recover(states, found, world.highest, self.declared, self._boot, leftovers)
         for name in set(self.checks.commands) - set(recovered.replicas):
             self.checks.forgotten(name)
         world.tell(f"daemon starts; {len(states)} replicas recorded, {sum(map(len, found.values()))} processes found")
         await self._append({"kind": "start", "at": world.now, "boot_id": self._boot.id})
         strays = {(name, process.run) for name, process in recovered.strays}
-        for name, number in sorted(strays | leftovers):
+        for name, number in sorted({*strays, *leftovers}):
             if number != recovered.replicas[name].last_run:
                 world.tell(f"{name}#{number}: a stray is ended")
                 await self._end(name, number)
@@ -88,6 +112,7 @@ class Life:
             self.checks.recovered(replica)
             self.driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
         self.apply(self.declared)
+        self.placer.look_soon()
         self._rounds = asyncio.get_running_loop().create_task(self._go_round())
 
     async def _append(self, body: dict[str, Any]) -> None:
@@ -105,6 +130,7 @@ class Life:
     async def _go_round(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            self._look_at_gpus()
             if self.journal.read_only is not None:
                 await self.journal.probe_writable()
             if self.journal.read_only is None:
@@ -119,6 +145,30 @@ class Life:
             self.driver.introduce(replica, actions, "Declared", existed=False)
         for name, event in planned.events.items():
             self.driver.put(name, event)
+
+    # GPUs
+
+    def _put(self, name: str, event: Event) -> None:
+        if isinstance(event, Placed):
+            self.cards.placed(name, event.hold)
+        self.driver.put(name, event)
+
+    def _look_at_gpus(self) -> None:
+        """Do what a fresh look at the GPUs leads to."""
+        if not self.cards.gpus:
+            return
+        for name, replica in list(self.driver.replicas.items()):
+            hold = replica.hold
+            if hold is None or not isinstance(replica.phase, Starting | Ready):
+                continue
+            run = self.world.runs.get((name, replica.last_run))
+            if set(hold.gpus) & self.cards.lost:
+                if run is not None and run.sick_since is None:
+                    run.sick_since = self.world.now
+                self.driver.put(name, GpuLost(replica.last_run, "fell off the bus"))
+            elif isinstance(replica.phase, Ready) and replica.learned and replica.learned.bytes != max(hold.bytes):
+                self.driver.put(name, Measured(replica.last_run, hold.bytes))
+        self.placer.look_soon()
 
     # Operators
 
@@ -150,6 +200,7 @@ class Life:
         del event
         if before is None:
             self.checks.reached(after)
+        self.placer.look_soon()
         if is_gone(after):
             if after.name not in self.driver.replicas:
                 self.checks.forgotten(after.name)
@@ -168,6 +219,7 @@ class Life:
     async def die(self) -> None:
         """End at once, as by SIGKILL: nothing more is written, decided or done."""
         self.journal.die()
+        self.placer.close()
         for task in (*self._asking, *([self._rounds] if self._rounds else [])):
             task.cancel()
         self.checks.excuse(self.driver._behind)

@@ -24,7 +24,8 @@ from modelsupd.core.events import (
     Unresolved,
     Vitals,
 )
-from modelsupd.core.phases import Fault, Killing, Replica, Spawning
+from modelsupd.core.phases import Fault, Halt, Killing, Reason, Replica, Spawning, Stopping
+from sim.gpus import MEMORY_TIMEOUT_S, Cards
 from sim.world import CRASH, PERMANENT, Run, World
 
 UNREACHABLE = Failure(FailureClass.UNREACHABLE, "the file system does not answer")
@@ -37,9 +38,10 @@ _VERDICTS = frozenset({FailureClass.HUNG, FailureClass.START_STALLED})
 class SimEffects:
     """Carries out actions for one daemon; `intended` is told each before it reaches the world."""
 
-    def __init__(self, world: World, intended: Callable[[Replica, Action], None]) -> None:
-        """Act on `world`."""
+    def __init__(self, world: World, cards: Cards, intended: Callable[[Replica, Action], None]) -> None:
+        """Act on `world` and its `cards`."""
         self._world = world
+        self._cards = cards
         self._intended = intended
         self._fetches: dict[str, tuple[int, asyncio.Event]] = {}
 
@@ -66,6 +68,7 @@ class SimEffects:
             case Probe():
                 return await self._probe(name, action)
             case Terminate(run=number):
+                self._check_peace(replica, number)
                 self._signal(name, number, world.terminate)
             case Kill(run=number):
                 if isinstance(replica.phase, Killing) and isinstance(replica.phase.cause, Fault):
@@ -110,7 +113,7 @@ class SimEffects:
             return Unresolved(number, PERMANENT, inputs)
         if world.happens(world.rates.spawn_fails / 2):
             return Unresolved(number, UNREACHABLE, "")
-        return Resolved(number, replica.digest, inputs)
+        return Resolved(number, replica.digest, inputs, size=self._cards.sizes.get(replica.digest))
 
     def _abandon(self, name: str, number: int) -> None:
         found = self._fetches.pop(name, None)
@@ -123,6 +126,7 @@ class SimEffects:
         world, name = self._world, replica.name
         assert isinstance(replica.phase, Spawning)
         run = world.make_directory(name, number, replica.digest)
+        run.hold = replica.hold
         # The shim is on its way whatever becomes of the daemon that asked for it.
         shim = asyncio.get_running_loop().create_task(self._shim(run))
         return await asyncio.shield(shim)
@@ -136,6 +140,8 @@ class SimEffects:
             kind = world.rng.choice([FailureClass.SPAWN, FailureClass.SPAWN, FailureClass.NO_SPACE])
             return SpawnFailed(run.run, Failure(kind, "cannot fork or cannot write"), cleared=world.happens(0.8))
         process = world.start(run)
+        if process is not None:
+            self._cards.started(run, run.hold)
         if process is None:
             return SpawnFailed(run.run, Failure(FailureClass.SPAWN, "voided"))
         await asyncio.sleep(world.rng.uniform(0, 0.05))
@@ -156,6 +162,16 @@ class SimEffects:
             raise self._world.violated(
                 f"a healthy engine is condemned: {replica.name}#{replica.last_run}: {failure.detail}"
             )
+
+    def _check_peace(self, replica: Replica, number: int) -> None:
+        """See that no run is ended on purpose beside a load, but for what does not wait for that."""
+        run, phase = self._find(replica.name, number), replica.phase
+        hurried = replica.halt is not Halt.NO or "it still does after" in replica.reason
+        if run is None or hurried or not isinstance(phase, Stopping) or phase.cause in (Reason.STRAY, Reason.SHUTDOWN):
+            return
+        loading = self._cards.ends_beside_a_load(run)
+        if loading and self._world.now >= run.loads_until and not run.asked_to_end:
+            raise self._world.violated(f"{replica.name}#{number} is ended while {loading} loads beside it")
 
     async def _watch(self, name: str, number: int) -> Event:
         run = self._find(name, number)
@@ -180,6 +196,15 @@ class SimEffects:
             await asyncio.sleep(min(0.2, action.timeout_s))
         if run is not None:
             run.descendants_until = 0.0
+        until = world.now + MEMORY_TIMEOUT_S
+        while not self._cards.memory_is_back(run):
+            if world.now >= until:
+                assert run is not None
+                assert run.hold is not None
+                why = f"memory of {name}#{action.run} is not back"
+                self._cards.quarantined |= dict.fromkeys(run.hold.gpus, why)
+                return Stuck(action.run, (), why, run.hold.gpus)
+            await asyncio.sleep(0.2)
         return Cleared(action.run)
 
     # Probes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import traceback
 from collections import deque
@@ -14,9 +15,10 @@ from typing import Any
 
 from core import invariants
 from modelsupd.core import events, phases
+from modelsupd.core.allotment import allot
 from modelsupd.core.events import RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, replica_names
-from modelsupd.core.phases import Failed, Stopped, Want, phase_name
+from modelsupd.core.phases import Failed, Replica, Stopped, Waiting, Want, phase_name
 from modelsupd.core.restart import PERMANENT
 from modelsupd.core.spec import Engine, ModelSpec, Start
 from modelsupd.runtime import driver as driver_module
@@ -25,7 +27,11 @@ from sim.checks import Checks, Coverage
 from sim.clock import VirtualLoop
 from sim.daemon import Life
 from sim.disk import Disk
+from sim.gpus import Cards
 from sim.world import Violation, World
+
+#: Share of worlds with GPUs.
+GPU_WORLDS = 0.5
 
 #: How long the faults go on, and how long everything may then take to come to rest, in virtual seconds.
 FAULTS_S = (60.0, 400.0)
@@ -86,6 +92,10 @@ class _Game:
         self.disk = Disk(self.rng, self._tell)
         self.checks = Checks(self.world, self._tell)
         self.rates = self.world.rates = rates.draw(self.rng)
+        gpu_rng = random.Random(f"{seed} gpus")  # noqa: S311 - the same
+        self.cards = Cards(gpu_rng, self._tell, self.world)
+        if kept_seeds().get(seed, gpu_rng.random() < GPU_WORLDS):
+            self.cards.draw()
         self.declared = {f"m{index}": self._declared(0) for index in range(self.rates.models)}
         self.known = dict(self.declared)
         self.boot_id = 0
@@ -109,7 +119,7 @@ class _Game:
             stop=replace(rates.STOP, drain_timeout_s=self.rng.choice([0, 6])),
             restart=rates.RESTART,
         )
-        return Declared(spec, f"v{version}")
+        return Declared(self.cards.onto(spec, version), f"v{version}")
 
     def play(self) -> None:
         """Boot, and boot again, until the faults are over and all has come to rest."""
@@ -157,6 +167,8 @@ class _Game:
         """Return True when all has come to rest, False after a power cut."""
         while self.faults_left_s > 0:
             at_once = self.world.happens(0.2)
+            if self.cards.rng.random() < self.cards.late:
+                self.cards.chaos()
             pause_s = 0.0 if at_once else min(self.rng.expovariate(1 / self.rates.chaos_pause_s), self.faults_left_s)
             self.faults_left_s -= pause_s
             await asyncio.sleep(pause_s)
@@ -171,7 +183,8 @@ class _Game:
         return True
 
     async def _start(self) -> None:
-        self.life = Life(self.world, self.disk, self.checks, self.declared, (f"boot {self.boot_id}", self.zero_s))
+        boot = f"boot {self.boot_id}", self.zero_s
+        self.life = Life(self.world, self.cards, self.disk, self.checks, self.declared, boot)
         await self.life.start()
 
     async def _chaos(self, life: Life) -> bool:
@@ -300,6 +313,7 @@ class _Game:
     async def _rest(self) -> None:
         self._tell("no more faults")
         self.world.heal(rates.kind())
+        self.cards.heal()
         self.disk.full = self.disk.broken = False
         self.disk.slow = 0.0
         if self.life is None:
@@ -317,7 +331,7 @@ class _Game:
 
     def _unrest(self, life: Life) -> Iterator[str]:
         """Yield what is not as it is wanted."""
-        wanted = {name for model, entry in self.declared.items() for name in replica_names(model, entry.spec)}
+        wanted = {name for model, entry in self.declared.items() for name in replica_names(model, entry)}
         for name in sorted(wanted - set(life.driver.replicas)):
             yield f"{name} is declared and does not exist"
         for name, replica in sorted(life.driver.replicas.items()):
@@ -331,9 +345,15 @@ class _Game:
                     yield f"{name} is failed for {replica.phase.failure}"
                 elif name not in self.world.bad_inputs and replica.phase.failure.kind != "bad-flag":
                     yield f"{name} is failed for {replica.phase.failure}, which is mended"
-            elif not invariants.at_rest(replica):
+            elif not invariants.at_rest(replica) and not self._has_no_place(replica, life):
                 yield f"{name}, wanted {replica.want}, is {replica.phase}: {replica.reason}"
             yield from self._engine_unrest(name, life)
+
+    def _has_no_place(self, replica: Replica, life: Life) -> bool:
+        """Tell whether a replica waits for GPUs, and there are none for it."""
+        replicas = life.driver.replicas
+        waits = isinstance(replica.phase, Waiting) and replica.runs_wanted
+        return waits and replica.name not in allot(replicas, {}, self.cards.seen(replicas)).placed
 
     def _engine_unrest(self, name: str, life: Life) -> Iterator[str]:
         replica, remaining = life.driver.replicas[name], self.world.remaining(name)
@@ -348,10 +368,12 @@ class _Game:
                 yield f"{name}#{run.run} is of {run.digest}, declared is {entry.digest}"
 
 
-def kept_seeds() -> list[int]:
-    """Return the seeds that once failed; each line of the file tells why."""
+@functools.cache
+def kept_seeds() -> dict[int, bool]:
+    """Return the seeds that once failed, and whether there are GPUs in their world; each line of the file tells why."""
     lines = Path(__file__).with_name("seeds.txt").read_text(encoding="utf-8").splitlines()
-    return sorted({int(line.split()[0]) for line in lines if line.strip() and not line.startswith("#")})
+    told = [line.split() for line in lines if line.strip() and not line.startswith("#")]
+    return {int(words[0]): words[1] == "gpus:" for words in sorted(told)}
 
 
 def unreached(coverage: Coverage) -> list[str]:

@@ -22,7 +22,9 @@ HEALTH = HealthLimits(
     start_stall_s=20,
     start_limit_s=120,
 )
-STOP = StopLimits(drain_timeout_s=6, term_timeout_s=4, load_term_timeout_s=1, kill_timeout_s=3)
+STOP = StopLimits(
+    drain_timeout_s=6, term_timeout_s=4, load_term_timeout_s=1, kill_timeout_s=3, beside_load_timeout_s=15
+)
 RESTART = RestartPolicy(
     healthy_after_s=8, backoff_max_s=16, max_crashes=4, window_s=120, cool_down_s=20, cool_down_max_s=80
 )

@@ -18,6 +18,7 @@ from sim.checks import Checks
 from sim.clock import VirtualLoop
 from sim.daemon import Life
 from sim.disk import Disk
+from sim.gpus import Cards
 from sim.world import World
 
 SPEC = ModelSpec(
@@ -40,7 +41,9 @@ def live(scene: Callable[[Life], Awaitable[None]], declared: dict[str, Declared]
     disk, loop = Disk(world.rng, world.tell), VirtualLoop(10.0)
 
     async def play() -> None:
-        life = Life(world, disk, Checks(world, world.tell), declared, ("boot", 0.0))
+        life = Life(
+            world, Cards(world.rng, world.tell, world), disk, Checks(world, world.tell), declared, ("boot", 0.0)
+        )
         await life.start()
         await scene(life)
         await life.die()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from modelsupd.core.events import Exit, Failure, FailureClass, Process
+from modelsupd.core.placement import Hold
 from sim.rates import BACKSTOP_S, Rates
 
 SIGTERM, SIGKILL = 15, 9
@@ -46,6 +47,9 @@ class Run:
     idle_at: float | None = None
     asked_to_end: bool = False
     killed: bool = False
+    hold: Hold | None = None
+    memory_late_s: float = 0.0
+    memory_until: float = 0.0
     exit: Exit | None = None
     failure: Failure = CRASH
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,7 +114,9 @@ class World:
                 raise self.violated(f"two engines of {run.name}: run {other.run} is not gone and run {run.run} starts")
         rates, rng = self.rates, self.rng
         self._pid += 1
-        run.process = Process(run.run, self._pid, self._pid + 10_000, f"unix:/{run.name}/{run.run}", run.digest)
+        gpus = run.hold.gpus if run.hold else ()
+        endpoint = f"unix:/{run.name}/{run.run}"
+        run.process = Process(run.run, self._pid, self._pid + 10_000, endpoint, run.digest, gpus)
         run.alive = True
         self.spawned.set()
         run.loads_until = self.now + rng.uniform(0, 10)
@@ -177,6 +183,7 @@ class World:
         run.alive, run.exit = False, how
         if run.descendants_s:
             run.descendants_until = self.now + run.descendants_s
+        run.memory_until = self.now + run.descendants_s + run.memory_late_s
         self.tell(f"{run.name}#{run.run}: {how}{', descendants left' if run.descendants_s else ''}")
         run.ended.set()
 
@@ -232,3 +239,4 @@ class World:
         self.rates = rates
         for run in self.runs.values():
             run.kill_takes_s = min(run.kill_takes_s, 0.01)
+            run.memory_until = min(run.memory_until, self.now + 1)

@@ -31,8 +31,10 @@ def check(place: Place, file: Path | None) -> None:
     for warning in config.warnings:
         click.echo(f"warning: {warning}", err=True)
     models = config.declaration.models.values()
-    replicas = sum(model.replicas for model in models)
-    click.echo(f"{config.path}: {count(len(models), 'model')} with {count(replicas, 'replica')}: can be used")
+    replicas = sum(model.replicas for model in models if isinstance(model.replicas, int))
+    per_gpu = sum(not isinstance(model.replicas, int) for model in models)
+    more = f", {count(per_gpu, 'model')} with one per GPU" if per_gpu else ""
+    click.echo(f"{config.path}: {count(len(models), 'model')} with {count(replicas, 'replica')}{more}: can be used")
 
 
 @click.command()

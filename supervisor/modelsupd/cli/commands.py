@@ -158,7 +158,7 @@ class _Aim:
         if row is None:
             return 0
         # A run that was only about to start serves as the new one.
-        return (row["run"] or 0) + (0 if row["phase"] in ("resolving", "spawning") else 1)
+        return (row["run"] or 0) + (0 if row["phase"] in ("resolving", "waiting", "spawning") else 1)
 
 
 def _rows(client: Client) -> dict[str, Row]:

@@ -31,6 +31,7 @@ VERBS = {
     "export": "archives:export",
     "import": "archives:import_",
     "gc": "gc:gc",
+    "gpu": "gpu:gpu",
     "key": "keys:key",
     "reap": "reap:reap",
     "journal": "journal:journal",

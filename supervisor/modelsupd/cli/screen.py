@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from modelsupd.control.words import clock, duration, parsed, printable
+from modelsupd.control.words import clock, duration, parsed, printable, size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,8 +24,10 @@ _COLOURS = {
     "starting": "cyan",
     "spawning": "cyan",
     "resolving": "cyan",
+    "waiting": "yellow",
     "stopped": "dim",
 }
+_GPU_COLUMNS = ("GPU", "NAME", "STATE", "MEMORY", "USED", "CLAIMED", "OTHERS", "RUNS", "WHY")
 _COLUMNS = ("REPLICA", "ENGINE", "PHASE", "RUN", "PID", "FOR", "RESTARTS")
 
 
@@ -79,6 +81,9 @@ def plain(document: Document, now: datetime) -> Iterator[str]:
         yield from aligned([(*_COLUMNS, "ENDPOINT", "REASON"), *rows])
     else:
         yield "no model is declared" if document["daemon"]["state"] == "running" else "nothing is recorded"
+    if document["gpus"]:
+        yield ""
+        yield from aligned([_GPU_COLUMNS, *(_gpu_cells(row) for row in document["gpus"])])
 
 
 def _head(document: Document, now: datetime) -> Iterator[str]:
@@ -137,4 +142,26 @@ def _rendered(document: Document, now: datetime) -> RenderableType:
             table.add_row(*cells, Text("\n".join(text for text in (row["endpoint"], printable(row["reason"])) if text)))
     head = [Text(line) for line in _head(document, now)]
     when = Text(clock(now), style="dim")
-    return Group(*head, when, Text(), table if table.row_count else Text("no model is declared"))
+    shown = [*head, when, Text(), table if table.row_count else Text("no model is declared")]
+    return Group(*shown, *([Text(), _rendered_gpus(document["gpus"])] if document["gpus"] else []))
+
+
+def _rendered_gpus(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    from rich.table import Table  # noqa: PLC0415 - only where a person looks
+    from rich.text import Text  # noqa: PLC0415 - the same
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in _GPU_COLUMNS:
+        table.add_column(column, no_wrap=column not in ("RUNS", "WHY"), overflow="fold")
+    for row in rows:
+        cells = [Text(cell) for cell in _gpu_cells(row)]
+        cells[2].stylize("green" if row["state"] == "ok" else "bold red")
+        table.add_row(*cells)
+    return table
+
+
+def _gpu_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    total = row["total_bytes"]
+    used, claimed, others = (f"{size(row[f'{name}_bytes'])}" for name in ("used", "claimed", "foreign"))
+    names = ", ".join(row["replicas"]) or "-"
+    return (str(row["index"]), row["name"], row["state"], size(total), used, claimed, others, names, row["reason"])

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from modelsupd.weights.base import Part, Pinned, Settings
     from modelsupd.weights.claim import Facts, Use
 
-#: llama_cpp.server's own default.
-_PYTHON_CONTEXT = 2048
-
 _FACTS = (
     "form",
     "architecture",
@@ -88,66 +85,14 @@ def _part(part: Part, locked: Pinned | None, model: Model, settings: Settings) -
     return shown
 
 
-# How a model is declared to be run
-
-
 def _use_of(spec: ModelSpec, facts: Facts) -> Use | None:
     """Return how the weights will be run, as far as it is declared; None where only the engine's command tells."""
-    from modelsupd.core.spec import Engine  # noqa: PLC0415 - only where it is shown
-
-    if facts.form != "gguf" or spec.engine is Engine.COMMAND:
-        return None
-    given = {name.replace("-", "_"): value for name, value in spec.args.items()}
-    return _of_server(given, spec) if spec.engine is Engine.LLAMA_CPP else _of_python(given, spec)
-
-
-def _of_server(given: Mapping[str, object], spec: ModelSpec) -> Use:
-    from modelsupd.engines.llama_cpp import DEFAULT_CTX_SIZE  # noqa: PLC0415 - only where it is shown
-    from modelsupd.engines.llama_flags import GPU_LAYERS  # noqa: PLC0415 - the same
+    from modelsupd.engines.memory import of_llama  # noqa: PLC0415 - only where it is shown
     from modelsupd.weights.claim import Use  # noqa: PLC0415 - the same
-
-    layers = next((given[name] for name in GPU_LAYERS if name in given), None if spec.gpus else 0)
-    parallel = _number(given.get("parallel"), None)
-    return Use(
-        context=_number(given.get("ctx_size"), DEFAULT_CTX_SIZE) or 0,
-        parallel=parallel if parallel is not None and parallel > 0 else None,
-        unified=given.get("kv_unified") is True,
-        type_k=str(given.get("cache_type_k", "f16")),
-        type_v=str(given.get("cache_type_v", "f16")),
-        swa_full=given.get("swa_full") is True,
-        batch=_number(given.get("batch_size"), 2048) or 2048,
-        ubatch=_number(given.get("ubatch_size"), 512) or 512,
-        gpu_layers=_number(layers, None),
-    )
-
-
-def _of_python(given: Mapping[str, object], spec: ModelSpec) -> Use:
-    from modelsupd.weights.claim import Use  # noqa: PLC0415 - only where it is shown
     from modelsupd.weights.ggml import type_name  # noqa: PLC0415 - the same
 
-    # The binding takes the numbers of ggml's types, F16 being 1.
-    type_k, type_v = (type_name(_number(given.get(name), 1) or 0).lower() for name in ("type_k", "type_v"))
-    layers = _number(given.get("n_gpu_layers"), -1 if spec.gpus else 0)
-    return Use(
-        context=_number(given.get("n_ctx"), _PYTHON_CONTEXT) or 0,
-        parallel=1,
-        type_k=type_k,
-        type_v=type_v,
-        batch=_number(given.get("n_batch"), 512) or 512,
-        ubatch=_number(given.get("n_ubatch"), 512) or 512,
-        gpu_layers=None if layers is None or layers < 0 else layers,
-    )
-
-
-def _number(value: object, default: int | None) -> int | None:
-    """Return an integer of [args], also where it is written as a text; `all` and `auto` are no numbers."""
-    if isinstance(value, bool):
-        return default
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str) and value.lstrip("-").isdecimal():
-        return int(value)
-    return default
+    found = of_llama(spec, type_name) if facts.form == "gguf" else None
+    return None if found is None else Use(**found)
 
 
 # For people

@@ -8,7 +8,9 @@ from typing import Any
 import pydantic
 
 from modelsupd.config.weights import SHA256
+from modelsupd.core.gpu_spec import GpusSpec, PlacementSpec
 from modelsupd.core.spec import (
+    MOST_REPLICAS,
     NAME,
     AccessLogLimits,
     AutoRule,
@@ -35,11 +37,13 @@ _CLASSES: tuple[type, ...] = (
     EngineSpec,
     GatewayLimits,
     GatewaySpec,
+    GpusSpec,
     HealthLimits,
     JournalLimits,
     LogLimits,
     ModelGateway,
     ModelSpec,
+    PlacementSpec,
     RestartPolicy,
     StopLimits,
     WeightsSpec,
@@ -65,6 +69,10 @@ _EXAMPLES: dict[tuple[str, str], list[object]] = {
     ("WeightsSpec", "cache_dir"): ["/var/cache/huggingface/hub"],
     ("WeightsSpec", "endpoint"): ["https://hub.example"],
     ("WeightsSpec", "token_file"): ["/etc/modelsupd/hf-token"],
+    ("ModelSpec", "gpus"): [1, ["GPU-5f1c1b0e-8f2d-4c53-9d3c-0d6a3f2b7e11"]],
+    ("ModelSpec", "replicas"): [1, "per-gpu"],
+    ("PlacementSpec", "apart_from"): [["qwen"]],
+    ("GpusSpec", "nvml"): ["/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"],
     ("ModelSpec", "command"): [["python3", "server.py", "--uds", "{socket}"]],
     ("ModelSpec", "aliases"): [["gpt-4o-mini"]],
     ("ModelSpec", "args"): [{"ctx_size": 4096, "parallel": 2}],
@@ -81,8 +89,9 @@ def schema() -> dict[str, Any]:
     _describe(Declaration, made)
     made["properties"]["models"]["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
     made["properties"]["engines"]["propertyNames"] = {"enum": ["llama.cpp", "llama-cpp-python"]}
-    # Editors accept only what `load` accepts, and `load` refuses what is not built yet.
-    made["$defs"]["ModelSpec"]["properties"]["gpus"]["maximum"] = 0
+    model = made["$defs"]["ModelSpec"]["properties"]
+    for name, bounds in (("replicas", {"minimum": 1, "maximum": MOST_REPLICAS}), ("gpus", {"minimum": 0})):
+        next(choice for choice in model[name]["anyOf"] if choice.get("type") == "integer").update(bounds)
     made["$defs"]["Engine"]["enum"].remove(Engine.GATEWAY)  # nobody declares a model of it
     made["$defs"]["ModelSpec"]["properties"]["sha256"]["pattern"] = f"^{SHA256.pattern}$"
     return {

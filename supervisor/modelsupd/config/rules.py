@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from modelsupd.config import weights
 from modelsupd.config.words import nearest
-from modelsupd.core.spec import NAME, DaemonSpec, Engine, EngineSpec, ModelSpec, Problem, RestartPolicy
+from modelsupd.core.gpu_spec import PlacementSpec
+from modelsupd.core.spec import MOST_REPLICAS, NAME, DaemonSpec, Engine, EngineSpec, ModelSpec, Problem, RestartPolicy
 from modelsupd.engines.base import adapter
 
 Where = tuple[str, ...]
@@ -25,6 +26,7 @@ _NAME_MAX_BYTES = 255
 #: Room for `.` and a run number of 10 digits after the replica in the name of a run's directory.
 _RUN_SUFFIX_BYTES = 11
 
+_UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]{1,80}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REPLICA = re.compile(r"(?P<model>.+)/(?P<index>[0-9]+)")
 
@@ -59,6 +61,7 @@ def of_model(name: str) -> Callable[[ModelSpec], Iterator[Problem]]:
         here = ("models", name)
         yield from _environment((*here, "env"), spec.env)
         yield from _restart((*here, "restart"), spec.restart)
+        yield from _gpus(here, spec)
         for problem in (*weights.of_model(spec), *adapter(spec.engine).problems(name, spec)):
             yield Problem((*here, *problem.path), problem.value, problem.why)
 
@@ -72,10 +75,15 @@ def names(declared: Mapping[str, Any], models: Mapping[str, ModelSpec]) -> Itera
     """
     asked = {*declared, *(alias for model in models.values() for alias in model.aliases)}
     for name in declared:
-        why = _name_problem(name, models[name].replicas if name in models else 1)
+        why = _name_problem(name, _most_replicas(models[name]) if name in models else 1)
         why = why or _reads_as_replica(name, asked)
         if why:
             yield Problem(("models", name), None, why)
+    for name, model in models.items():
+        for index, other in enumerate(model.placement.apart_from):
+            if other not in declared:
+                why = f"there is no such model{nearest(other, declared)}"
+                yield Problem(("models", name, "placement", "apart_from", f"[{index}]"), other, why)
     owner = {name: name for name in declared}
     for name, model in models.items():
         for index, alias in enumerate(model.aliases):
@@ -86,6 +94,10 @@ def names(declared: Mapping[str, Any], models: Mapping[str, ModelSpec]) -> Itera
             if why:
                 yield Problem(("models", name, "aliases", f"[{index}]"), alias, why)
             owner.setdefault(alias, name)
+
+
+def _most_replicas(spec: ModelSpec) -> int:
+    return spec.replicas if isinstance(spec.replicas, int) else MOST_REPLICAS
 
 
 def _name_problem(name: str, replicas: int) -> str:
@@ -111,6 +123,32 @@ def _environment(where: Where, env: Mapping[str, str]) -> Iterator[Problem]:
     for key in env:
         if not _VARIABLE.fullmatch(key):
             yield Problem((*where, key), None, "a variable's name is letters, digits and _, and begins with no digit")
+
+
+def counts(here: Where, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with numbers that may be words or lists as well, whose range no type can hold."""
+    for key, least, most in (("replicas", 1, MOST_REPLICAS), ("gpus", 0, MOST_REPLICAS)):
+        value = raw.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and not least <= value <= most:
+            yield Problem((*here, key), value, f"must be at {f'least {least}' if value < least else f'most {most}'}")
+
+
+def _gpus(here: Where, spec: ModelSpec) -> Iterator[Problem]:
+    where = (*here, "gpus")
+    if spec.gpus == ():
+        yield Problem(where, [], "is an empty list; for no GPU it is 0")
+    elif isinstance(spec.gpus, tuple):
+        wrong = [uuid for uuid in spec.gpus if not _UUID.fullmatch(uuid)]
+        if wrong:
+            why = f"'{wrong[0]}' is no UUID, which begins with GPU- or MIG-: 'modelsupd gpu list' tells them"
+            yield Problem(where, list(spec.gpus), why)
+        elif len(set(spec.gpus)) < len(spec.gpus):
+            yield Problem(where, list(spec.gpus), "names a GPU twice")
+    if spec.replicas == "per-gpu" and not (isinstance(spec.gpus, int) and spec.gpus > 0):
+        why = "needs the number of GPUs of each replica: set 'gpus' to 1 or more"
+        yield Problem((*here, "replicas"), spec.replicas, why)
+    if spec.gpus == 0 and spec.placement != PlacementSpec():
+        yield Problem((*here, "placement"), None, "is for a model that uses GPUs: set 'gpus'")
 
 
 def _restart(where: Where, policy: RestartPolicy) -> Iterator[Problem]:

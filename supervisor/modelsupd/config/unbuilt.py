@@ -24,12 +24,8 @@ def of_gateway(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def of_model(where: tuple[str, ...], raw: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each setting of a `[models.NAME]` entry that means something not built yet."""
-    gpus = raw.get("gpus")
-    counted = isinstance(gpus, int) and not isinstance(gpus, bool) and gpus > 0
     refusals = {
         "engine": (raw.get("engine") in ENGINES, ENGINE),
-        "replicas": (raw.get("replicas") == "per-gpu", "one replica per GPU is not built yet; give a number"),
-        "gpus": (counted or isinstance(gpus, list), "placement on GPUs is not built yet; only 0 can be given"),
         "start": (raw.get("start") == "on-demand", "start on demand is not built yet; there are 'always' and 'manual'"),
     }
     for key, (refused, why) in refusals.items():

@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 import pydantic
 
 from modelsupd.config import gateway, rules, unbuilt, weights, words
+from modelsupd.core.gpu_spec import GpusSpec
 from modelsupd.core.spec import DaemonSpec, Declaration, EngineSpec, GatewaySpec, ModelSpec, Problem, WeightsSpec
 
 Entry = TypeVar("Entry")
 Where = tuple[str, ...]
 
 _ADAPTERS: dict[type, pydantic.TypeAdapter[Any]] = {
-    cls: pydantic.TypeAdapter(cls) for cls in (DaemonSpec, EngineSpec, GatewaySpec, ModelSpec, WeightsSpec)
+    cls: pydantic.TypeAdapter(cls) for cls in (DaemonSpec, EngineSpec, GatewaySpec, GpusSpec, ModelSpec, WeightsSpec)
 }
-_SECTIONS = ("daemon", "gateway", "weights", "engines", "models")
+_SECTIONS = ("daemon", "gateway", "weights", "gpus", "engines", "models")
 
 
 def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
@@ -35,6 +36,7 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
     sections = {key: _table((key,), raw.get(key, {}), problems) or {} for key in _SECTIONS}
     daemon = _entry(DaemonSpec, ("daemon",), sections["daemon"], problems, rules.daemon)
     fetching = _entry(WeightsSpec, ("weights",), sections["weights"], problems, weights.of_weights)
+    cards = _entry(GpusSpec, ("gpus",), sections["gpus"], problems)
     engines = {}
     for kind, value in sections["engines"].items():
         here = ("engines", kind)
@@ -59,6 +61,7 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
     return Declaration(
         daemon=daemon or DaemonSpec(),
         weights=fetching or WeightsSpec(),
+        gpus=cards or GpusSpec(),
         gateway=serving,
         engines=engines,
         models=models,
@@ -91,7 +94,7 @@ def _entry(
 
     report(words.not_in_json(where, raw))
     if cls is ModelSpec:
-        report(unbuilt.of_model(where, rest))
+        report((*unbuilt.of_model(where, rest), *rules.counts(where, rest)))
     elif cls is GatewaySpec:
         report(unbuilt.of_gateway(rest))
     while True:

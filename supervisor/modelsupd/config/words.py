@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import pydantic
 
 from modelsupd.config import unbuilt
-from modelsupd.core.spec import Engine, GatewaySpec, ModelSpec, Problem
+from modelsupd.core.spec import MOST_REPLICAS, Engine, GatewaySpec, ModelSpec, Problem
 
 Where = tuple[str, ...]
 
@@ -37,6 +37,10 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
 }
 _LISTEN = "must be an address such as '127.0.0.1:8080', or a list of them"
+_UNIONS = {
+    "replicas": f"must be a number from 1 to {MOST_REPLICAS}, or 'per-gpu'",
+    "gpus": "must be a number, or a list of UUIDs such as 'GPU-…'",
+}
 _ARGUMENT = "must be a string, a number, true, false, or a list of strings and numbers"
 
 
@@ -105,6 +109,8 @@ def of_pydantic(cls: type, where: Where, raw: Mapping[str, Any], error: pydantic
         union = _LISTEN if cls is GatewaySpec and local[:1] == ("listen",) else ""
         if union:
             local = local[:1]
+        elif cls is ModelSpec and local[0] in _UNIONS:
+            local, union = local[:1], _UNIONS[local[0]]
         elif cls is ModelSpec and local[:1] == ("args",) and len(local) > 1:
             local, union = local[:2], _ARGUMENT
         if local in seen:

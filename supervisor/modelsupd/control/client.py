@@ -64,6 +64,15 @@ class Client:
         names: list[str] = self._ask("GET", "/v1/targets", {"target": target})["replicas"]
         return names
 
+    def gpus(self) -> dict[str, Any]:
+        """Return the GPUs, as the status document tells of them, and notes on what kept some from being read."""
+        return self._ask("GET", "/v1/gpus", timeout_s=ANSWER_TIMEOUT_S)
+
+    def gpu(self, verb: str, target: str, why: str = "") -> str:
+        """Put a GPU into quarantine or release it; return its UUID."""
+        body = {"verb": verb, "target": target, "why": why}
+        return str(self._ask("POST", "/v1/gpu", body=body)["uuid"])
+
     def show(self, target: str, *, reveal: bool = False) -> list[dict[str, Any]]:
         """Return how the replicas meant are declared and started; secrets are masked unless `reveal`."""
         query = {"target": target, "reveal": "1" if reveal else "0"}

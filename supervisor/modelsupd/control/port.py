@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,6 +60,18 @@ class Port(Protocol):
 
     def gateway(self) -> Mapping[str, Any] | None:
         """Return what `status` tells of the gateway, None where there is none."""
+        ...
+
+    def gpus(self) -> Sequence[Mapping[str, Any]]:
+        """Return what `status` tells of each GPU, none where no model uses any."""
+        ...
+
+    async def look_at_gpus(self) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
+        """Look at the GPUs now; return what `gpus` does, and why a vendor's are not told of."""
+        ...
+
+    async def gpu_command(self, verb: str, target: str, by: str, why: str) -> str:
+        """Put a GPU into quarantine or release it; return its UUID. Raises `Refused`."""
         ...
 
     def models(self) -> Mapping[str, ModelSpec]:

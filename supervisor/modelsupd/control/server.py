@@ -28,7 +28,7 @@ from aiohttp import web
 from modelsupd.control.port import Port, Refused
 from modelsupd.control.secrets import MASK, masked_argv, masked_names, shown_spec
 from modelsupd.control.status import document
-from modelsupd.control.wire import SOCKET_NAME, VERBS
+from modelsupd.control.wire import GPU_VERBS, SOCKET_NAME, VERBS
 from modelsupd.core.fleet import UnknownTarget, targets
 from modelsupd.core.phases import Replica
 from modelsupd.errors import ConfigError, ModelsupdError
@@ -81,6 +81,8 @@ class _Server:
                 web.get("/v1/show", self._show, allow_head=False),
                 web.get("/v1/events", self._events, allow_head=False),
                 web.post("/v1/command", self._command),
+                web.get("/v1/gpus", self._gpus, allow_head=False),
+                web.post("/v1/gpu", self._gpu),
                 web.post("/v1/reload", self._reload),
             ]
         )
@@ -164,6 +166,18 @@ class _Server:
         # A command that was taken is carried out, whether or not whoever gave it waits for the answer.
         names = await asyncio.shield(self._port.command(str(verb), target, request[_BY]))
         return web.json_response({"replicas": names})
+
+    async def _gpus(self, _request: web.Request) -> web.Response:
+        rows, notes = await self._port.look_at_gpus()
+        return web.json_response({"gpus": list(rows), "notes": list(notes)})
+
+    async def _gpu(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        verb, target, why = body.get("verb"), _target(body), body.get("why") or ""
+        if verb not in GPU_VERBS or not isinstance(why, str):
+            raise _BadRequest(f"cannot carry out '{verb}' on a GPU: there are {', '.join(GPU_VERBS)}")
+        uuid = await asyncio.shield(self._port.gpu_command(str(verb), target, request[_BY], why))
+        return web.json_response({"uuid": uuid})
 
     async def _reload(self, _request: web.Request) -> web.Response:
         return web.json_response({"changes": await asyncio.shield(self._port.reload())})

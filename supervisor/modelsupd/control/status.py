@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from modelsupd.control.port import Port
-from modelsupd.control.words import progress_words, rfc3339
+from modelsupd.control.words import duration, progress_words, rfc3339
 from modelsupd.core.phases import Ready, Replica, Resolving, Starting, Want, phase_name
 from modelsupd.core.spec import Engine, Start
+from modelsupd.core.timing import known_start, start_left_s
 from modelsupd.weights.base import Progress
 
 RUNNING = "running"
@@ -34,11 +35,12 @@ def document(port: Port) -> Document:
             continue
         fallback = {"name": replica.model, "engine": str(replica.spec.engine), "rows": []}
         wanted = replica.want is Want.UP and not replica.removed
-        row = _row(replica, port.wall, fetching.get(replica.name), changes.get(replica.name, ""))
+        row = _row(replica, port, fetching.get(replica.name), changes.get(replica.name, ""))
         models.setdefault(replica.model, fallback)["rows"].append((wanted, row))
     for name, spec in declared.items():
         # Declared just now and on its way to be recorded: a script that waits for readiness must not see none missing.
-        models[name]["awaited"] = spec.start is Start.ALWAYS and len(models[name]["rows"]) < spec.replicas
+        expected = spec.replicas if isinstance(spec.replicas, int) else 1
+        models[name]["awaited"] = spec.start is Start.ALWAYS and len(models[name]["rows"]) < expected
     return {
         "daemon": {
             "state": RUNNING,
@@ -48,7 +50,7 @@ def document(port: Port) -> Document:
             "journal": {"seq": seq, "read_only": read_only},
         },
         "models": [_model(**entry) for entry in models.values()],
-        "gpus": [],
+        "gpus": list(port.gpus()),
         "gateway": port.gateway(),
     }
 
@@ -105,15 +107,16 @@ def _model(
     }
 
 
-def _row(
-    replica: Replica, wall: Callable[[float], datetime], progress: Progress | None, changes: str
-) -> dict[str, Any]:
-    process = replica.process
+def _row(replica: Replica, port: Port, progress: Progress | None, changes: str) -> dict[str, Any]:
+    process, wall = replica.process, port.wall
     reason = _reason(phase_name(replica.phase), replica.want, replica.reason) + _complaint(replica)
     if isinstance(replica.phase, Resolving) and progress is not None:
         reason += f"; {progress_words(progress)}"
     if isinstance(replica.phase, Ready) and changes:
         reason += f"; {changes}"
+    left_s = start_left_s(replica, port.now())
+    if left_s is not None:
+        reason += f"; {start_words(replica, left_s)}"
     return {
         "name": replica.name,
         "phase": phase_name(replica.phase),
@@ -121,12 +124,20 @@ def _row(
         "pid": process.pid if process else None,
         "shim_pid": process.shim_pid if process else None,
         "endpoint": process.endpoint if process else None,
-        "gpus": [],
+        "gpus": list(replica.hold.gpus) if replica.hold is not None else [],
         "since": rfc3339(wall(replica.phase.since)),
         "restarts": replica.restarts,
         "reason": reason,
         "weights": _progress(progress) if isinstance(replica.phase, Resolving) and progress is not None else None,
+        "left_s": None if left_s is None else round(left_s, 1),
     }
+
+
+def start_words(replica: Replica, left_s: float) -> str:
+    """Return how long a start will still take, by the last one of the same."""
+    learned = known_start(replica)
+    usual = duration(learned.start_s) if learned is not None else "?"
+    return f"its last start took {usual}, {duration(left_s) + ' left' if left_s > 0 else 'this one takes longer'}"
 
 
 def _progress(progress: Progress) -> dict[str, Any]:
@@ -149,11 +160,12 @@ def _recorded_row(name: str, state: Mapping[str, Any], wall: Callable[[float], d
         "pid": process.get("pid"),
         "shim_pid": process.get("shim_pid"),
         "endpoint": process.get("endpoint"),
-        "gpus": [],
+        "gpus": list((state.get("hold") or {}).get("gpus", ())),
         "since": rfc3339(wall(phase["since"])),
         "restarts": state["restarts"],
         "reason": _reason(phase["name"], state["want"], state["reason"]),
         "weights": None,
+        "left_s": None,
     }
 
 

@@ -20,6 +20,7 @@ STORY_LENGTH = 15
 _IS = {
     "stopped": "has been stopped",
     "resolving": "has been about to start (its weights and its program are being looked at)",
+    "waiting": "has been waiting for GPUs",
     "spawning": "has been about to start (its process is being made)",
     "starting": "has been starting",
     "ready": "has been ready",
@@ -116,6 +117,9 @@ def _state_lines(state: Record, reason: str | None) -> Iterator[str]:
         yield f"  run {process['run']}, pid {process['pid']} under shim {process['shim_pid']}, at {process['endpoint']}"
     elif state["last_run"]:
         yield f"  last run {state['last_run']}"
+    hold = state.get("hold")
+    if hold:
+        yield f"  on {either(hold['gpus'])}, where it may take {either([size(each) for each in hold['bytes']])}"
     said = reason if reason is not None else state["reason"]
     if said:
         yield f"  {said}"
@@ -153,6 +157,11 @@ def _next(name: str, state: Record, timeline: Timeline) -> str:  # noqa: PLR0911
             return "the daemon is going; the next one starts it."
         case "stopped":
             return f"nothing, until 'modelsupd start {name}'."
+        case "waiting":
+            return (
+                f"run {phase['run']} is started as soon as it fits. What runs is not moved to make room: stop "
+                "something, or let it claim less ([models.NAME.placement]); see 'modelsupd gpu list'."
+            )
         case "resolving" | "spawning":
             return f"run {phase['run']} is started as soon as that is done."
         case "starting":

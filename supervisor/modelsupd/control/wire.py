@@ -8,6 +8,8 @@
 | GET /v1/show?target=&reveal= | `{"replicas": [{"name", "model", "argv", "env", "masked", "spec"}, …]}` |
 | GET /v1/events?after=&follow=&target= | journal records, one a line, endless with `follow=1` |
 | POST /v1/command `{"verb", "target"}` | `{"replicas": [name, …]}`, once it is on disk |
+| GET /v1/gpus | `{"gpus": [as in the status document], "notes": [sentence, …]}`, looked at anew |
+| POST /v1/gpu `{"verb", "target", "why"}` | `{"uuid": …}`: `quarantine` or `release` a GPU |
 | POST /v1/reload | `{"changes": [sentence, …]}` |
 
 An error is `{"error": {"message": …}}`: 400 for a request that makes no sense, 403 for a foreign user, 404 for an
@@ -22,3 +24,6 @@ SOCKET_NAME = "control.sock"
 
 #: What an operator may ask of replicas.
 VERBS = ("start", "stop", "restart")
+
+#: The same of GPUs.
+GPU_VERBS = ("quarantine", "release")

@@ -19,4 +19,6 @@ fault     a failure of a run: class, words, and how long it had been ready
 pulse     what is known of the life of a run
 digest    changes when the engine would be started differently
 inputs    fingerprint of weights and binary
+claim     what a replica that waits wants of GPUs    hold     what its run has been given, until nothing of it is left
+card      a GPU and what was last seen on it
 """

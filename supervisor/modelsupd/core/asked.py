@@ -26,6 +26,7 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Waiting,
     Want,
 )
 
@@ -71,7 +72,7 @@ def respecified(replica: Replica, event: Respecified, now: float) -> Step:
     if isinstance(replica.phase, Resolving):
         after, actions = begin(replica, words, now)
         return after, (Abandon(replica.last_run), *actions)
-    if isinstance(replica.phase, Backoff | Failed | Stopped) and replica.runs_wanted:
+    if isinstance(replica.phase, Waiting | Backoff | Failed | Stopped) and replica.runs_wanted:
         return begin(replica, words, now)
     return end(replica, Reason.REPLACED, words, now)
 
@@ -104,7 +105,7 @@ def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed:
     """No process is wanted any more: end one that runs, and leave every phase that waits for another."""
     if isinstance(replica.phase, Resolving):
         return replace(replica, phase=Stopped(now), reason=words), (Abandon(replica.last_run),)
-    if isinstance(replica.phase, Backoff | Failed):
+    if isinstance(replica.phase, Waiting | Backoff | Failed):
         return replace(replica, phase=Stopped(now), reason=words), NOTHING
     if isinstance(replica.phase, Starting | Ready):
         return end(replica, reason, words, now)

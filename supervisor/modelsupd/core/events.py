@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from modelsupd.core.placement import Hold, Size
 from modelsupd.core.spec import ModelSpec
 
 
@@ -29,6 +30,7 @@ class FailureClass(StrEnum):
     SPAWN = "spawn"
     NO_SPACE = "no-space"
     UNREACHABLE = "unreachable"
+    GPU_LOST = "gpu-lost"
     WEIGHTS_UNAVAILABLE = "weights-unavailable"
     INTERNAL = "internal"
 
@@ -91,13 +93,14 @@ class Vitals:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One run, as far as others need to know it. `digest` tells by what declaration it was started."""
+    """One run, as far as others need to know it. `digest` tells by what declaration it was started, `gpus` where."""
 
     run: int
     pid: int
     shim_pid: int
     endpoint: str
     digest: str
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +188,16 @@ class Lagged:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The weights and the binary are there; `inputs` a fingerprint of both, `evidence` how the weights were proven."""
+    """The weights and the binary are there; `inputs` a fingerprint of both, `evidence` how the weights were proven.
+
+    `size` is what it takes of GPUs, None where it uses none or that cannot be told.
+    """
 
     run: int
     digest: str
     inputs: str
     evidence: str = ""
+    size: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +215,45 @@ class Rechecked:
 
     run: int
     inputs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """GPUs were found for the run, which holds them from now on."""
+
+    run: int
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """No GPUs were found for the run; `why` says it, GPU by GPU."""
+
+    run: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """`loading` is another replica's run that loads on a GPU of this one's, "" for none."""
+
+    loading: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The ready run was seen to use so many bytes of each GPU that it holds."""
+
+    run: int
+    bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLost:
+    """A GPU that the run holds does not work any more."""
+
+    run: int
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +329,15 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class Stuck:
-    """The run is not cleared: `pids` withstood SIGKILL, or `why`. The runtime looks again when asked again."""
+    """The run is not cleared: `pids` withstood SIGKILL, or `why`. The runtime looks again when asked again.
+
+    With `gpus` every process is gone, and only their memory has not come back: they are in quarantine by now.
+    """
 
     run: int
     pids: tuple[int, ...]
     why: str = ""
+    gpus: tuple[str, ...] = ()
 
 
 Event = (
@@ -303,6 +353,11 @@ Event = (
     | Resolved
     | Unresolved
     | Rechecked
+    | Placed
+    | Waits
+    | Beside
+    | Measured
+    | GpuLost
     | Spawned
     | SpawnFailed
     | Probed

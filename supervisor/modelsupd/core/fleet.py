@@ -9,24 +9,35 @@ from dataclasses import dataclass
 from modelsupd.core.events import Event, Removed, Respecified
 from modelsupd.core.moves import NOTHING, Step, begin
 from modelsupd.core.phases import Replica, Stopped, Want
-from modelsupd.core.spec import ModelSpec, Start
+from modelsupd.core.spec import ModelSpec, Start, gpu_count
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """One model as configured, with the launch digest of its engine."""
+    """One model as configured, with the launch digest of its engine, and for how many GPUs `per-gpu` makes replicas."""
 
     spec: ModelSpec
     digest: str
+    gpus: int = 0
+
+    @property
+    def replicas(self) -> int:
+        """Return how many replicas there are to be."""
+        return replica_count(self.spec, self.gpus)
 
 
 class UnknownTarget(Exception):  # noqa: N818 - named for what it is
     """No such model or replica; the text names what comes nearest."""
 
 
-def replica_names(model: str, spec: ModelSpec) -> tuple[str, ...]:
+def replica_count(spec: ModelSpec, gpus: int) -> int:
+    """Return how many replicas a model has on a host with so many GPUs."""
+    return spec.replicas if isinstance(spec.replicas, int) else gpus // gpu_count(spec)
+
+
+def replica_names(model: str, entry: Declared) -> tuple[str, ...]:
     """Return the names of a model's replicas: `qwen/0`, `qwen/1`."""
-    return tuple(f"{model}/{index}" for index in range(spec.replicas))
+    return tuple(f"{model}/{index}" for index in range(entry.replicas))
 
 
 def targets(replicas: Mapping[str, Replica], target: str) -> tuple[str, ...]:
@@ -79,7 +90,7 @@ def plan(replicas: Mapping[str, Replica], declared: Mapping[str, Declared], unse
     Of the `unsettled` what is published is not the last word: events wait for them, or they are not published yet.
     They are told in any case; the same thing told twice is harmless.
     """
-    wanted = {name: (model, entry) for model, entry in declared.items() for name in replica_names(model, entry.spec)}
+    wanted = {name: (model, entry) for model, entry in declared.items() for name in replica_names(model, entry)}
     events: dict[str, Event] = {}
     known = {*replicas, *unsettled}
     for name in sorted(known):

@@ -39,7 +39,7 @@ class Pulse:
 
     `failures` in a row; `doubted` when one of them asked for a token; `answered` when the last probe got an answer;
     `complaint` is the words of the last failure, empty while all is well; `probe` is in flight, or the next one is
-    due at `next_at`.
+    due at `next_at`. `still_s` is the longest time without progress so far, None where not all was seen.
     """
 
     alive_at: float
@@ -52,11 +52,17 @@ class Pulse:
     complaint: str = ""
     probe: ProbeKind | None = None
     vitals: Vitals | None = None
+    still_s: float | None = 0.0
 
 
 def begin(now: float) -> Pulse:
     """Return the pulse of a run that has just been spawned or adopted: nothing held against it, first probe now."""
     return Pulse(alive_at=now, proven_at=now, moved_at=now, next_at=now)
+
+
+def taken_over(now: float) -> Pulse:
+    """Return the pulse of a run that was found running: of what came before nothing is known."""
+    return replace(begin(now), still_s=None)
 
 
 def failures_needed(limits: HealthLimits) -> int:
@@ -162,11 +168,17 @@ def observe_start(pulse: Pulse, seen: Probed, limits: HealthLimits, since: float
         probe=None,
         next_at=now + pause_s,
         moved_at=now if moved else pulse.moved_at,
+        still_s=stood_still_s(pulse, now),
         # The baseline stays where movement was last seen, so that slow progress adds up and is not lost in a threshold.
         vitals=seen.vitals if moved or pulse.vitals is None else pulse.vitals,
         failures=pulse.failures + 1 if failed else 0,
         complaint=seen.evidence if failed else "",
     )
+
+
+def stood_still_s(pulse: Pulse, now: float) -> float | None:
+    """Return the longest time without progress that has been seen until now."""
+    return None if pulse.still_s is None else max(pulse.still_s, now - pulse.moved_at)
 
 
 def start_moved(baseline: Vitals, seen: Probed, for_s: float) -> bool:

@@ -3,11 +3,14 @@
 ```
             ┌──────────────────────────── want up ─────────────────────────┐
 Stopped ────┴─▶ Resolving ─▶ Spawning ─▶ Starting ─▶ Ready ─▶ Draining ─▶ Stopping ─▶ Killing
-   ▲                │            │           │          │         │           │          │
-   │                ▼            ▼           └──────────┴─────────┴─── exit ──┴──────────┘
-   │             Failed ◀──── Backoff ◀── fault ──┐                     ▼
+   ▲                │ ▼          ▲           │          │         │           │          │
+   │                │ Waiting ───┤           └──────────┴─────────┴─── exit ──┴──────────┘
+   │                ▼            ▼                                      ▼
+   │             Failed ◀──── Backoff ◀── fault ──┐                     │
    └──────────────── want down ───────────────────┴──────────────── Clearing
 ```
+
+Only a replica that uses GPUs waits for them; `Replica.hold` is what it was given, until nothing of its run is left.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from enum import IntEnum, StrEnum
 
 from modelsupd.core.events import Failure, Process
 from modelsupd.core.health import Pulse
+from modelsupd.core.learning import Learned
+from modelsupd.core.placement import Hold, Size
 from modelsupd.core.restart import History
 from modelsupd.core.spec import ModelSpec
 
@@ -75,6 +80,17 @@ class Resolving:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Waits for GPUs, of which it takes `size`, None where nobody knows; `why` it has none yet."""
+
+    since: float
+    run: int
+    digest: str
+    size: Size | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Spawning:
     """A process is about to exist; this is on disk before it does."""
 
@@ -103,7 +119,10 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """No new requests; those in flight may finish until `until`. A drain probe is in flight when `probing`."""
+    """No new requests; those in flight may finish until `until`. A drain probe is in flight when `probing`.
+
+    One that is `held` has nothing to finish any more: it is ended at `until`, or when the load beside it is over.
+    """
 
     since: float
     process: Process
@@ -111,6 +130,7 @@ class Draining:
     until: float
     next_at: float
     probing: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +187,20 @@ class Failed:
     recheck_at: float | None = None
 
 
-Phase = Stopped | Resolving | Spawning | Starting | Ready | Draining | Stopping | Killing | Clearing | Backoff | Failed
+Phase = (
+    Stopped
+    | Resolving
+    | Waiting
+    | Spawning
+    | Starting
+    | Ready
+    | Draining
+    | Stopping
+    | Killing
+    | Clearing
+    | Backoff
+    | Failed
+)
 Live = Starting | Ready | Draining | Stopping | Killing
 
 
@@ -176,7 +209,8 @@ class Replica:
     """One supervised copy of a model.
 
     `digest` is the launch digest of `spec`, `inputs` the last known fingerprint of weights and binary, `reason` the
-    words for the last change, `restarts` how often a run followed a failure.
+    words for the last change, `restarts` how often a run followed a failure. `hold` is what the run has of GPUs,
+    `beside` the replica that loads on one of them, `learned` what the last start that succeeded has shown.
     """
 
     name: str
@@ -192,6 +226,9 @@ class Replica:
     reason: str = ""
     halt: Halt = Halt.NO
     removed: bool = False
+    hold: Hold | None = None
+    beside: str = ""
+    learned: Learned | None = None
 
     @property
     def runs_wanted(self) -> bool:

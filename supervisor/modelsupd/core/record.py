@@ -13,6 +13,7 @@ from typing import Any
 
 from modelsupd.core import health
 from modelsupd.core.events import Event, Exit, Failure, FailureClass, Process, Vitals
+from modelsupd.core.learning import Learned
 from modelsupd.core.phases import (
     Backoff,
     Cause,
@@ -30,20 +31,24 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Waiting,
     Want,
     phase_name,
 )
+from modelsupd.core.placement import Hold, Size
 from modelsupd.core.restart import History
 from modelsupd.core.spec import ModelSpec
 
 _PHASES = {
     kind.__name__.lower(): kind
     for kind in (
-        Stopped, Resolving, Spawning, Starting, Ready, Draining, Stopping, Killing, Clearing, Backoff, Failed,
+        Stopped, Resolving, Waiting, Spawning, Starting, Ready, Draining, Stopping, Killing, Clearing, Backoff, Failed,
     )
 }  # fmt: skip
-_DURABLE = ("model", "digest", "want", "last_run", "history", "restarts", "inputs", "removed", "reason")
-_VOLATILE = frozenset({"pulse", "next_at", "probing", "again_at", "recheck_at"})
+_DURABLE = (
+    "model", "digest", "want", "last_run", "history", "restarts", "inputs", "removed", "reason", "hold", "learned",
+)  # fmt: skip
+_VOLATILE = frozenset({"pulse", "next_at", "probing", "held", "again_at", "recheck_at"})
 
 
 def durable(replica: Replica) -> dict[str, Any]:
@@ -52,7 +57,9 @@ def durable(replica: Replica) -> dict[str, Any]:
     for item in fields(replica.phase):
         if item.name not in _VOLATILE:
             phase[item.name] = _plain(getattr(replica.phase, item.name))
-    return {
+    # What a replica without GPUs does not have is left out, as it was before there was such a thing.
+    more = {name: asdict(value) for name in ("hold", "learned") if (value := getattr(replica, name)) is not None}
+    return more | {
         "model": replica.model,
         "digest": replica.digest,
         "want": replica.want.value,
@@ -81,7 +88,9 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - plain data of any shape
             return {"failure": asdict(value.failure), "ready_s": value.ready_s}
         case Reason():
             return value.value
-        case Process() | Failure() | Vitals() | Exit():
+        case Process(gpus=()):
+            return {name: item for name, item in asdict(value).items() if name != "gpus"}
+        case Process() | Failure() | Vitals() | Exit() | Hold() | Size():
             return asdict(value)
         case tuple():
             return list(value)
@@ -102,6 +111,7 @@ def plain_event(event: Event) -> dict[str, Any]:
 def restore(name: str, state: Mapping[str, Any], spec: ModelSpec, now: float) -> Replica:
     """Return the replica of a recorded state; raises KeyError, TypeError or ValueError for what is no such state."""
     history = state["history"]
+    learned = state.get("learned")
     return Replica(
         name=name,
         model=state["model"],
@@ -115,19 +125,35 @@ def restore(name: str, state: Mapping[str, Any], spec: ModelSpec, now: float) ->
         inputs=state["inputs"],
         reason=state["reason"],
         removed=state["removed"],
+        hold=_hold(state.get("hold")),
+        learned=None if learned is None else Learned(**learned),
+    )
+
+
+def _hold(data: Mapping[str, Any] | None) -> Hold | None:
+    if data is None:
+        return None
+    return Hold(
+        gpus=tuple(data["gpus"]),
+        bytes=tuple(data["bytes"]),
+        exclusive=data["exclusive"],
+        idle_bytes=tuple(data["idle_bytes"]),
     )
 
 
 def _phase(data: dict[str, Any], now: float) -> Phase:
     kind = _PHASES[data.pop("name")]
     if "process" in data:
-        data["process"] = Process(**data["process"])
+        process = data["process"]
+        data["process"] = Process(**{**process, "gpus": tuple(process.get("gpus", ()))})
+    if data.get("size") is not None:
+        data["size"] = Size(**data["size"])
     if "failure" in data:
         data["failure"] = _failure(data["failure"])
     if "cause" in data:
         data["cause"] = _cause(data["cause"])
     if kind in (Starting, Ready):
-        data["pulse"] = health.begin(now)
+        data["pulse"] = health.taken_over(now) if kind is Starting else health.begin(now)
     if kind is Draining:
         data["next_at"] = now
     if kind is Clearing:

@@ -9,8 +9,9 @@ Two rules:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from modelsupd.core import health, restart
@@ -18,6 +19,7 @@ from modelsupd.core.actions import Action, Kill, Resolve, Terminate, Watch
 from modelsupd.core.events import Process
 from modelsupd.core.fleet import Declared, replica_names
 from modelsupd.core.moves import NOTHING, Step, begin, clear, terminate
+from modelsupd.core.on_gpus import let_go
 from modelsupd.core.phases import (
     Clearing,
     Draining,
@@ -31,10 +33,14 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Waiting,
     Want,
 )
+from modelsupd.core.placement import Hold
 from modelsupd.core.record import restore
 from modelsupd.core.spec import Engine, ModelSpec, Start
+
+_NONE_LEFT: Mapping[tuple[str, int], tuple[str, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +76,18 @@ def recover(
     highest: Mapping[str, int],
     declared: Mapping[str, Declared],
     boot: Boot,
-    leftovers: Collection[tuple[str, int]] = (),
+    leftovers: Mapping[tuple[str, int], tuple[str, ...]] = _NONE_LEFT,
 ) -> Recovered:
     """Return the fleet as it is, from the last recorded state of each replica and its live processes.
 
     `highest` is the highest run number that a run directory names: a journal that could not be written for a while
     must not lead to a number being used twice. `leftovers` are the runs without an engine of which something else may
-    be left; where it is the last one, that is cleared before there is another.
+    be left, with the GPUs that they had; where it is the last one, that is cleared before there is another.
     """
     replicas: dict[str, Replica] = {}
     actions: dict[str, tuple[Action, ...]] = {}
     strays: list[tuple[str, Process]] = []
-    entries = {name: entry for model, entry in declared.items() for name in replica_names(model, entry.spec)}
+    entries = {name: entry for model, entry in declared.items() for name in replica_names(model, entry)}
     for name in sorted({*states, *found, *(name for name, _run in leftovers)}):
         live = sorted(found.get(name, ()), key=lambda process: process.run)
         replica = _known(name, states.get(name), entries.get(name), boot)
@@ -91,8 +97,11 @@ def recover(
         # A process of an earlier run must not be: its reports would be stale, so it is ended outside the fleet.
         strays += [(name, stray) for stray in live]
         replica = _caught_up(replica, last_run, spawned, boot.now)
-        resume = _clear_first if not process and (name, last_run) in leftovers else _resume
-        replicas[name], actions[name] = resume(replica, process, boot.now)
+        if not process and (name, last_run) in leftovers:
+            resumed, actions[name] = _clear_first(replica, leftovers[name, last_run], boot.now)
+        else:
+            resumed, actions[name] = _resume(replica, process, boot.now)
+        replicas[name] = let_go(resumed)
     return Recovered(replicas, actions, tuple(strays))
 
 
@@ -103,8 +112,10 @@ def _caught_up(replica: Replica, last_run: int, spawned: int, now: float) -> Rep
     """
     phase = replica.phase
     behind = last_run > replica.last_run and isinstance(phase, Live | Clearing | Spawning)
-    if behind or (isinstance(phase, Resolving) and spawned >= phase.run):
+    if behind or (isinstance(phase, Resolving | Waiting) and spawned >= phase.run):
         replica = replace(replica, phase=Stopped(now), reason=f"run {last_run} came after what the journal tells")
+    if last_run > replica.last_run:
+        replica = replace(replica, hold=None)
     return replace(replica, last_run=last_run)
 
 
@@ -131,21 +142,24 @@ def _known(name: str, state: Mapping[str, Any] | None, entry: Declared | None, b
     return replace(
         replica,
         phase=Stopped(boot.now),
+        hold=None,
         history=restart.shifted(replica.history, shift_s, boot.now),
         reason="the machine was restarted",
     )
 
 
-def _clear_first(replica: Replica, process: Process | None, now: float) -> Step:
+def _clear_first(replica: Replica, gpus: tuple[str, ...], now: float) -> Step:
     """Make sure that nothing is left of a run that the journal does not know, or knows to be over."""
     if isinstance(replica.phase, Live | Clearing):
-        return _resume(replica, process, now)
+        return _resume(replica, None, now)
+    if replica.hold is None:
+        replica = replace(replica, hold=_unknown_hold(gpus))
     phase = Clearing(now, replica.last_run, Reason.STRAY)
     words = f"something of run {replica.last_run} was found and is ended"
     return replace(replica, phase=phase, reason=words), (clear(replica),)
 
 
-def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # noqa: PLR0911 - one case a phase
+def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # noqa: C901, PLR0911 - one case a phase
     phase, run = replica.phase, replica.last_run
     if process is not None and not isinstance(phase, Live | Clearing):
         return _adopt(replica, process, now)
@@ -165,18 +179,28 @@ def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # n
             return replica, (clear(replica),)
         case Resolving() if replica.runs_wanted:
             return replica, (Resolve(run),)
+        case Waiting() if replica.runs_wanted:
+            # What it was to be started from may have changed meanwhile, and is known to no one any more.
+            return replace(replica, phase=Resolving(now, run)), (Resolve(run),)
         case Spawning() | Stopped() if replica.runs_wanted:
             return begin(replica, f"{replica.reason}; taken up again" if replica.reason else "taken up again", now)
-        case Resolving() | Spawning():
+        case Resolving() | Waiting() | Spawning():
             return replace(replica, phase=Stopped(now)), NOTHING
         case _:
             return replica, NOTHING
 
 
+def _unknown_hold(gpus: tuple[str, ...]) -> Hold | None:
+    """Return what a run holds of which the journal does not tell how much it takes: its GPUs, shared with nobody."""
+    return Hold(gpus=gpus, bytes=(0,) * len(gpus), exclusive=True) if gpus else None
+
+
 def _adopt(replica: Replica, process: Process, now: float) -> Step:
     """Take over a process of which the journal does not tell, if it is what is wanted."""
     words = f"run {process.run} adopted with pid {process.pid}"
-    adopted = replace(replica, phase=Starting(now, process, health.begin(now)), reason=words)
+    hold = _unknown_hold(process.gpus)
+    starting = Starting(now, process, health.taken_over(now))
+    adopted = replace(replica, phase=starting, reason=words, hold=hold)
     watch = (Watch(process.run),)
     if replica.runs_wanted and process.digest == replica.digest:
         return adopted, watch

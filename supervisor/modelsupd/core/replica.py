@@ -14,19 +14,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from modelsupd.core import asked, health
-from modelsupd.core.actions import Kill, Recheck, Spawn, Watch
+from modelsupd.core import asked, health, moves, on_gpus
+from modelsupd.core.actions import Kill, Recheck, Watch
 from modelsupd.core.events import (
+    Beside,
     Cleared,
     Delivered,
     Event,
     Exited,
     FailedClient,
     FailureClass,
+    GpuLost,
     Halted,
     Hurried,
     Lagged,
+    Measured,
     Outcome,
+    Placed,
     Probed,
     ProbeKind,
     Rechecked,
@@ -41,7 +45,9 @@ from modelsupd.core.events import (
     Stuck,
     Ticked,
     Unresolved,
+    Waits,
 )
+from modelsupd.core.learning import Learned
 from modelsupd.core.moves import (
     DRAIN_PAUSE_S,
     NOTHING,
@@ -51,9 +57,9 @@ from modelsupd.core.moves import (
     clear,
     condemn,
     end,
-    fail_internally,
     forgiven,
     kill,
+    part,
     probe,
     settle,
     terminate,
@@ -76,9 +82,10 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Waiting,
     phase_name,
 )
-from modelsupd.core.timing import deadline
+from modelsupd.core.timing import deadline, known_start, stall_s
 
 __all__ = ["InvalidTransition", "Step", "deadline", "fail_internally", "step"]
 
@@ -105,7 +112,17 @@ def step(replica: Replica, event: Event, now: float) -> Step:
             raise InvalidTransition(replica, event)
         if run < replica.last_run:
             return replica, NOTHING
-    return _HANDLERS[type(event)](replica, event, now)
+    try:
+        after, actions = _HANDLERS[type(event)](replica, event, now)
+    except on_gpus.Impossible as error:
+        raise InvalidTransition(replica, event) from error
+    return on_gpus.let_go(after), actions
+
+
+def fail_internally(replica: Replica, words: str, now: float) -> Step:
+    """Return the replica after the supervisor itself could not follow: the run is ended, this replica alone fails."""
+    after, actions = moves.fail_internally(replica, words, now)
+    return on_gpus.let_go(after), actions
 
 
 # Time
@@ -121,9 +138,12 @@ def _ticked(replica: Replica, _event: Ticked, now: float) -> Step:  # noqa: C901
             return _tick_starting(replica, phase, now)
         case Ready():
             return _tick_ready(replica, phase, now)
+        case Draining() if now >= phase.until and phase.held:
+            words = f"{replica.reason}; it still does after {replica.spec.stop.beside_load_timeout_s:g} s"
+            return terminate(replica, phase.cause, words, now)
         case Draining() if now >= phase.until:
             words = f"requests were still in flight after {replica.spec.stop.drain_timeout_s:g} s"
-            return terminate(replica, phase.cause, words, now)
+            return part(replica, phase.cause, words, now)
         case Draining():
             return replace(replica, phase=replace(phase, probing=True)), (probe(replica, ProbeKind.DRAIN),)
         case Stopping():
@@ -149,9 +169,9 @@ def _tick_starting(replica: Replica, phase: Starting, now: float) -> Step:
     limits, pulse = replica.spec.health, phase.pulse
     if now >= pulse.alive_at + limits.start_limit_s:
         return condemn(replica, FailureClass.START_STALLED, f"not ready after {limits.start_limit_s:g} s", now)
-    if now >= pulse.moved_at + limits.start_stall_s:
+    if now >= pulse.moved_at + stall_s(replica):
         last = f"; last: {pulse.complaint}" if pulse.complaint else ""
-        words = f"no progress for {limits.start_stall_s:g} s{last}"
+        words = f"no progress for {stall_s(replica):g} s{last}"
         return condemn(replica, FailureClass.START_STALLED, words, now)
     probing = replace(phase, pulse=replace(pulse, probe=ProbeKind.START))
     return replace(replica, phase=probing), (probe(replica, ProbeKind.START),)
@@ -191,9 +211,7 @@ def _resolved(replica: Replica, event: Resolved, now: float) -> Step:
         return replica, NOTHING
     if not isinstance(phase, Resolving):
         raise InvalidTransition(replica, event)
-    spawning = Spawning(now, event.run, event.digest)
-    words = f"starting run {event.run}{f'; {event.evidence}' if event.evidence else ''}"
-    return replace(replica, phase=spawning, inputs=event.inputs, reason=words), (Spawn(event.run),)
+    return on_gpus.has_what_it_needs(replica, event, now)
 
 
 def _unresolved(replica: Replica, event: Unresolved, now: float) -> Step:
@@ -259,23 +277,27 @@ def _spawn_failed(replica: Replica, event: SpawnFailed, now: float) -> Step:
 def _probed(replica: Replica, event: Probed, now: float) -> Step:
     phase, limits = replica.phase, replica.spec.health
     match phase:
-        case Resolving() | Spawning():
+        case Resolving() | Waiting() | Spawning():
             raise InvalidTransition(replica, event)
         case Starting() if event.outcome is Outcome.TOKENS:
+            known = known_start(replica)
+            still_s = health.stood_still_s(phase.pulse, now)
+            used = known.bytes if known else None
+            learned = Learned(replica.digest, replica.inputs, now - phase.since, still_s, used)
             pulse = replace(health.begin(now), next_at=now + limits.probe_interval_s, vitals=event.vitals)
             words = f"generates: {event.evidence}"
             history = replace(replica.history, addresses=0)
             ready = Ready(now, phase.process, pulse)
-            return replace(replica, phase=ready, history=history, reason=words), NOTHING
+            return replace(replica, phase=ready, history=history, reason=words, learned=learned), NOTHING
         case Starting():
             pulse = health.observe_start(phase.pulse, event, limits, phase.since, now)
             return replace(replica, phase=replace(phase, pulse=pulse)), NOTHING
         case Ready():
             pulse = health.observe(phase.pulse, event, limits, now)
             return replace(replica, phase=replace(phase, pulse=pulse)), NOTHING
-        case Draining() if event.kind is ProbeKind.DRAIN:
+        case Draining(held=False) if event.kind is ProbeKind.DRAIN:
             if event.vitals.in_flight == 0 and event.outcome is Outcome.ANSWERED:
-                return terminate(replica, phase.cause, "drained", now)
+                return part(replica, phase.cause, "drained", now)
             return replace(replica, phase=replace(phase, probing=False, next_at=now + DRAIN_PAUSE_S)), NOTHING
         case _:
             return replica, NOTHING
@@ -310,7 +332,8 @@ def _exited(replica: Replica, event: Exited, now: float) -> Step:
     if isinstance(cause, Fault):
         words = f"run {event.run} ended: {cause.failure.detail}"
     replica = replace(replica, reason=words)
-    if event.cleared:
+    # Nothing of the run is left; but of GPUs, only a look at their memory tells that.
+    if event.cleared and replica.hold is None:
         return settle(replica, cause, now)
     return replace(replica, phase=Clearing(now, event.run, cause)), (clear(replica),)
 
@@ -324,6 +347,8 @@ def _cleared(replica: Replica, event: Cleared, now: float) -> Step:
 def _stuck(replica: Replica, event: Stuck, now: float) -> Step:
     if not isinstance(replica.phase, Clearing):
         raise InvalidTransition(replica, event)
+    if event.gpus:
+        return settle(replace(replica, reason=event.why), on_gpus.with_words(replica.phase.cause, event.why), now)
     again_at = now + replica.spec.stop.kill_timeout_s
     phase = replace(replica.phase, again_at=again_at, stuck=event.pids)
     pids = ", ".join(map(str, event.pids))
@@ -344,6 +369,11 @@ _HANDLERS: dict[type[Any], Callable[[Replica, Any, float], Step]] = {
     Resolved: _resolved,
     Unresolved: _unresolved,
     Rechecked: _rechecked,
+    Placed: on_gpus.placed,
+    Waits: on_gpus.waits,
+    Beside: on_gpus.beside,
+    Measured: on_gpus.measured,
+    GpuLost: on_gpus.gpu_lost,
     Spawned: _spawned,
     SpawnFailed: _spawn_failed,
     Probed: _probed,

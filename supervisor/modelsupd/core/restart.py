@@ -30,7 +30,7 @@ PERMANENT = frozenset(
 _SCARCE = frozenset({FailureClass.OUT_OF_MEMORY, FailureClass.OUT_OF_GPU_MEMORY, FailureClass.SPAWN})
 
 #: Failures of the machine, which say nothing about the engine: retried with growing pauses, never counted against it.
-_BLAMELESS = frozenset({FailureClass.NO_SPACE, FailureClass.UNREACHABLE})
+_BLAMELESS = frozenset({FailureClass.NO_SPACE, FailureClass.UNREACHABLE, FailureClass.GPU_LOST})
 
 #: A taken address costs nothing: the next run gets another. So many in a row are no coincidence any more.
 FREE_ADDRESS_RETRIES = 3

@@ -14,23 +14,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-#: Unknown keys are errors; pydantic reads this attribute, so that the core need not import it.
-_STRICT: dict[str, Any] = {"extra": "forbid"}
+from modelsupd.core.gpu_spec import STRICT as _STRICT
+from modelsupd.core.gpu_spec import GpusSpec, PlacementSpec
+from modelsupd.core.gpu_spec import limit as _limit
 
 #: What may follow `[models.` : what OpenAI clients send as a model's name, such as `qwen3:8b` or `org/model`.
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._:/+@-]{0,126}[A-Za-z0-9])?")
 
 Argument = str | int | float | bool | tuple[str | int | float, ...]
 """One of the engine's own flags: a scalar, or several values for a flag that is repeated."""
-
-
-def _limit(
-    default: object, doc: str, *, gt: float | None = None, ge: float | None = None, le: float | None = None
-) -> Any:  # noqa: ANN401 - the same
-    bounds = {key: value for key, value in (("gt", gt), ("ge", ge), ("le", le)) if value is not None}
-    return field(default=default, metadata={"doc": doc, **bounds})
 
 
 class Engine(StrEnum):
@@ -88,6 +82,12 @@ class HealthLimits:
         0.25, "longest pause between two probes of a starting engine; 4 % of the time it has taken, if less", gt=0
     )
     start_stall_s: float = _limit(300.0, "a start without any progress for this long has stalled", gt=0)
+    start_stall_factor: float = _limit(
+        4.0,
+        "the same, in multiples of the longest pause of its last start that succeeded; 0: no matter",
+        ge=0,
+    )
+    start_stall_least_s: float = _limit(60.0, "but no start is called stalled before this", gt=0)
     start_limit_s: float = _limit(3600.0, "hard cap on one start, progress or not", gt=0)
     probe_request: ProbeRequest | None = _limit(
         None, "request that proves generation; by default 'chat' for command, else 'completion'"
@@ -107,6 +107,9 @@ class StopLimits:
     term_timeout_s: float = _limit(10.0, "between SIGTERM and SIGKILL", ge=0)
     load_term_timeout_s: float = _limit(2.0, "the same while the engine still loads", ge=0)
     kill_timeout_s: float = _limit(10.0, "after SIGKILL, before a process is called stuck", gt=0)
+    beside_load_timeout_s: float = _limit(
+        120.0, "how long a stop waits for another run that loads on the same GPU", ge=0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,14 +185,17 @@ class ModelSpec:
     binary: str | None = _limit(None, "the engine's binary, over [engines]")
     python: str | None = _limit(None, "the interpreter whose environment holds the engine, over [engines]")
     aliases: tuple[str, ...] = _limit((), "further names by which clients may ask for it")
-    replicas: int = _limit(1, "how many copies run", ge=1, le=512)
-    gpus: int = _limit(0, "GPUs per replica", ge=0)
+    replicas: int | Literal["per-gpu"] = _limit(1, "how many copies run: 1 to 512, or 'per-gpu'")
+    gpus: int | tuple[str, ...] = _limit(0, "GPUs per replica: how many, or the UUIDs of those that it runs on")
     start: Start = _limit(Start.ALWAYS, "always | manual")
     args: Mapping[str, Argument] = field(
         default_factory=dict, metadata={"doc": "the engine's own flags, in its own names"}
     )
     env: Mapping[str, str] = field(
         default_factory=dict, metadata={"doc": "added to an environment that is built, not inherited"}
+    )
+    placement: PlacementSpec = field(
+        default_factory=PlacementSpec, metadata={"doc": "which GPUs it runs on, and what it takes there"}
     )
     health: HealthLimits = field(default_factory=HealthLimits, metadata={"doc": "limits of health"})
     stop: StopLimits = field(default_factory=StopLimits, metadata={"doc": "limits of stopping"})
@@ -341,6 +347,7 @@ class Declaration:
         default_factory=WeightsSpec, metadata={"doc": "where weights of the hub are kept and how they are fetched"}
     )
     gateway: GatewaySpec | None = _limit(None, "one OpenAI-compatible address for all models")
+    gpus: GpusSpec = field(default_factory=GpusSpec, metadata={"doc": "how the host's GPUs are looked after"})
     engines: Mapping[str, EngineSpec] = field(default_factory=dict, metadata={"doc": "where engines live"})
     models: Mapping[str, ModelSpec] = field(default_factory=dict, metadata={"doc": "what clients may ask for"})
 
@@ -352,6 +359,15 @@ class Problem:
     path: tuple[str, ...]
     value: object
     why: str
+
+
+#: Of the number of replicas.
+MOST_REPLICAS = 512
+
+
+def gpu_count(spec: ModelSpec) -> int:
+    """Return on how many GPUs a replica runs; 0 means on none."""
+    return spec.gpus if isinstance(spec.gpus, int) else len(spec.gpus)
 
 
 #: What decides about a process only where it is given. Left out of the digest where it is not, so that those which the

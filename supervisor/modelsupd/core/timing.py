@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 from modelsupd.core import health
+from modelsupd.core.learning import Learned, stall_after_s
 from modelsupd.core.phases import Backoff, Clearing, Draining, Failed, Killing, Ready, Replica, Starting, Stopping
+
+
+def known_start(replica: Replica) -> Learned | None:
+    """Return what is known of starts of the same as this replica's present run, None if nothing is."""
+    learned = replica.learned
+    return learned if learned is not None and learned.of(replica.digest, replica.inputs) else None
+
+
+def start_left_s(replica: Replica, now: float) -> float | None:
+    """Return how long the present start will still take, by the last one of the same; None where nothing tells."""
+    learned = known_start(replica)
+    if learned is None or not isinstance(replica.phase, Starting):
+        return None
+    return max(0.0, learned.start_s - (now - replica.phase.since))
+
+
+def stall_s(replica: Replica) -> float:
+    """Return after how long without progress the present start of a replica has stalled, in seconds."""
+    return stall_after_s(replica.spec.health, known_start(replica))
 
 
 def deadline(replica: Replica) -> float | None:  # noqa: PLR0911 - one case a phase: a table reads better whole
@@ -15,7 +35,7 @@ def deadline(replica: Replica) -> float | None:  # noqa: PLR0911 - one case a ph
     match phase:
         case Starting(pulse=pulse):
             # `alive_at` is when the start began, less the time in which the daemon itself got no CPU.
-            verdict_at = min(pulse.moved_at + limits.start_stall_s, pulse.alive_at + limits.start_limit_s)
+            verdict_at = min(pulse.moved_at + stall_s(replica), pulse.alive_at + limits.start_limit_s)
             return verdict_at if pulse.probe else min(verdict_at, pulse.next_at)
         case Ready(pulse=pulse):
             hung_at = health.hung_at(pulse, limits)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from modelsupd.core.events import Exit, Failure, Outcome, ProbeKind
-from modelsupd.core.spec import Engine, EngineSpec, ModelSpec, ProbeRequest, Problem
+from modelsupd.core.spec import Engine, EngineSpec, ModelSpec, ProbeRequest, Problem, gpu_count
 
 #: What the shim fills in, in argv and in the values of the environment, once it knows the run.
 PLACEHOLDERS = ("{socket}", "{host}", "{port}", "{tmp}")
@@ -39,6 +39,15 @@ OWNED_ENV: Mapping[str, str] = {
     "LISTEN_FDS": "it belongs to the daemon",
     "WATCHDOG_USEC": "it belongs to the daemon",
 }
+
+#: The same, of a model that uses GPUs.
+OWNED_GPU_ENV: Mapping[str, str] = dict.fromkeys(
+    ("CUDA_DEVICE_ORDER", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
+    OWNED_ENV["CUDA_VISIBLE_DEVICES"],
+)
+
+#: How ROCm names a GPU, which is how we do: by the 64 bits that amdgpu tells as `unique_id`.
+AMD_UUID = re.compile(r"GPU-[0-9a-fA-F]{16}")
 
 #: Text that a probe asks to be continued. Short, and plain in every tokenizer.
 PROBE_PROMPT = "Hello"
@@ -145,10 +154,11 @@ def adapter(kind: Engine) -> Adapter:
 
 def common_problems(spec: ModelSpec, owned_env: Mapping[str, str] = OWNED_ENV) -> list[Problem]:
     """Return what is wrong with the parts of a declaration that every engine shares."""
+    owned = {**owned_env, **(OWNED_GPU_ENV if gpu_count(spec) else {})}
     found = [
         Problem(("env", name), "…", f"cannot be set here: {why}")  # the value may be a secret, so it is not quoted
         for name in spec.env
-        for prefix, why in owned_env.items()
+        for prefix, why in owned.items()
         if name == prefix or (prefix.endswith("_") and name.startswith(prefix))
     ]
     found += [Problem(("env", name), "…", "holds a NUL byte") for name, value in spec.env.items() if "\0" in value]
@@ -166,9 +176,22 @@ def common_problems(spec: ModelSpec, owned_env: Mapping[str, str] = OWNED_ENV) -
 
 
 def base_env(spec: ModelSpec) -> dict[str, str]:
-    """Return the environment that every engine gets, with the model's own variables last."""
+    """Return the environment that every engine gets, with the model's own variables last.
+
+    Of a run that has been given GPUs, `spec.gpus` are their UUIDs: it sees no others.
+    """
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if spec.gpus == 0 else {}
-    return {**BASE_ENV, **hidden, **spec.env}
+    return {**BASE_ENV, **hidden, **spec.env, **_gpu_env(spec)}
+
+
+def _gpu_env(spec: ModelSpec) -> dict[str, str]:
+    """Return what shows an engine its GPUs, by UUID: indices are not the same for the driver and for CUDA."""
+    if isinstance(spec.gpus, int):
+        return {}
+    listed = ",".join(spec.gpus)
+    if all(AMD_UUID.fullmatch(uuid) for uuid in spec.gpus):
+        return {"ROCR_VISIBLE_DEVICES": listed}
+    return {"CUDA_VISIBLE_DEVICES": listed, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 # Requests

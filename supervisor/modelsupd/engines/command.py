@@ -89,7 +89,8 @@ class CommandAdapter:
     def command(self, name: str, spec: ModelSpec, *, binary: str, files: Files) -> Command:
         """Return the operator's command line with the paths of files, {model} and {gpus} filled in."""
         values = {"{weights}": files.weights, "{mmproj}": files.mmproj, "{draft}": files.draft}
-        values |= {"{lora}": ",".join(files.lora), "{model}": name, "{gpus}": ""}
+        values |= {"{lora}": ",".join(files.lora), "{model}": name}
+        values["{gpus}"] = ",".join(spec.gpus) if isinstance(spec.gpus, tuple) else ""
 
         def fill(text: str) -> str:
             return re.sub("|".join(map(re.escape, _OURS)), lambda found: values[found[0]] or "", text)

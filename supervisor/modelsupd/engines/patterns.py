@@ -44,6 +44,13 @@ COMMON = (
         r"error while loading shared libraries: |: symbol lookup error: |: version `\S+' not found \(required by",
     ),
     rule(
+        FailureClass.GPU_LOST,
+        r"GPU is lost|GPU has fallen off the bus|uncorrectable (?:NVLink|ECC) error|cudaErrorECCUncorrectable"
+        r"|cudaErrorDevicesUnavailable|CUDA_ERROR_ECC_UNCORRECTABLE|all CUDA-capable devices are busy or unavailable"
+        r"|no CUDA-capable device is detected|No CUDA GPUs are available",
+        starting=False,
+    ),
+    rule(
         FailureClass.OUT_OF_GPU_MEMORY,
         r"cudaMalloc failed: out of memory|CUDA error: out of memory|CUDA out of memory|HIP out of memory"
         r"|torch\.OutOfMemoryError|ErrorOutOfDeviceMemory|Free memory on device .* is less than desired"

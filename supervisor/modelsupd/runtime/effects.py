@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -30,10 +31,13 @@ from modelsupd.core.events import (
     Vitals,
 )
 from modelsupd.core.phases import Replica, Spawning
-from modelsupd.core.spec import EngineSpec, StopLimits
+from modelsupd.core.placement import Size
+from modelsupd.core.spec import EngineSpec, ModelSpec, StopLimits, gpu_count
 from modelsupd.engines.base import Adapter, Files, adapter
 from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
 from modelsupd.runtime.fetching import Fetches
+from modelsupd.runtime.gpus.keeper import Gpus
+from modelsupd.runtime.gpus.sizing import size_of
 from modelsupd.runtime.inputs import Inputs, Stock, files_of
 from modelsupd.runtime.looker import Looker
 from modelsupd.runtime.probe import probe
@@ -69,12 +73,14 @@ class RuntimeEffects:
         fetches: Fetches,
         engines: Callable[[], Mapping[str, EngineSpec]],
         stock: Callable[[], Stock],
+        gpus: Gpus,
     ) -> None:
-        """Use `processes` and `fetches`; `engines` returns the present `[engines]`, `stock` what is said of weights."""
+        """Use `processes`, `fetches` and `gpus`; `engines` returns `[engines]`, `stock` what is said of weights."""
         self._processes = processes
         self._fetches = fetches
         self._engines = engines
         self._stock = stock
+        self._gpus = gpus
         self._resolving: dict[str, object] = {}
         self._files: dict[str, Files] = {}
         self._oom_kills: dict[tuple[str, int], int] = {}
@@ -106,9 +112,18 @@ class RuntimeEffects:
             case Kill(run=run):
                 self._processes.kill(name, run)
                 return None
-            case Clear(run=run, timeout_s=timeout_s):
-                left = await self._processes.clear(name, run, timeout_s)
-                return Stuck(run, left) if left else Cleared(run)
+            case Clear():
+                return await self._clear(replica, action)
+
+    async def _clear(self, replica: Replica, action: Clear) -> Event:
+        """End what is left of a run; then nothing of its memory may be left on its GPUs either."""
+        run = action.run
+        left = await self._processes.clear(replica.name, run, action.timeout_s)
+        if left:
+            await self._gpus.stuck(replica, run, left)
+            return Stuck(run, left)
+        missing = await self._gpus.memory_back(replica, run)
+        return Cleared(run) if missing is None else Stuck(run, (), *missing)
 
     def _engine(self, replica: Replica) -> EngineSpec | None:
         return self._engines().get(replica.spec.engine)
@@ -156,7 +171,18 @@ class RuntimeEffects:
             undone = Failure(FailureClass.UNREACHABLE, words)
             return Unresolved(run, inputs.failure or failure or undone, inputs.fingerprint)
         self._binaries[name], self._files[name] = inputs.binary, inputs.files
-        return Resolved(run, replica.digest, inputs.fingerprint, inputs.evidence)
+        size = await self._size(replica.spec, inputs.files)
+        return Resolved(run, replica.digest, inputs.fingerprint, inputs.evidence, size)
+
+    @staticmethod
+    async def _size(spec: ModelSpec, files: Files) -> Size | None:
+        """Return what the run takes of GPUs, None where it takes none, or nobody can tell in time."""
+        if gpu_count(spec) == 0:
+            return None
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(size_of, spec, files), spec.health.look_timeout_s)
+        except TimeoutError:
+            return None
 
     async def changed(self, replica: Replica) -> str:
         """Return what has changed on disk since the replica's engine was started, in words; "" for nothing."""
@@ -184,7 +210,9 @@ class RuntimeEffects:
 
     def launch(self, replica: Replica, run: int) -> Launch:
         """Return how a run of the replica is started; the program is the one found when it was last resolved."""
-        spec = replica.spec
+        spec, gpus = replica.spec, replica.hold.gpus if replica.hold is not None else ()
+        if gpus:
+            spec = dataclasses.replace(spec, gpus=gpus)
         engine = adapter(spec.engine)
         binary = self._binaries.get(replica.name) or engine.binary(spec, self._engine(replica)) or sys.executable
         command = engine.command(
@@ -200,6 +228,7 @@ class RuntimeEffects:
             log_max_bytes=spec.log.max_bytes,
             log_files=spec.log.files,
             backstop_s=backstop_s(spec.stop),
+            gpus=gpus,
         )
 
     async def _watch(self, replica: Replica, run: int) -> Event:
@@ -212,6 +241,8 @@ class RuntimeEffects:
             failure = self._without_memory(ended.exit, ooms_before) or failure
             if ended.note:
                 failure = Failure(failure.kind, f"{failure.detail} ({ended.note})")
+        if failure.kind is FailureClass.GPU_LOST:
+            await self._gpus.blame(replica, failure.detail)
         cleared = ended.cleared
         if cleared:
             try:

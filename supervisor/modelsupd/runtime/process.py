@@ -28,6 +28,7 @@ from modelsupd.runtime.runs import (
     Launch,
     SpawnError,
     filled,
+    gpus_of,
     process_of,
     refusal,
     spawn_error,
@@ -110,7 +111,7 @@ class Processes:
         return self._hold(launch, answer, fds)
 
     def _hold(self, launch: Launch, answer: Mapping[str, Any], fds: list[int]) -> Process:
-        process = process_of(answer)
+        process = process_of(answer, launch.gpus)
         if len(fds) == 2:  # noqa: PLR2004 - one of the shim, one of the engine
             shim, engine = (Pidfd(fd) for fd in fds)
         else:  # descriptors ran out while the report was on its way; what was reserved for it may be free now
@@ -318,27 +319,28 @@ class Processes:
         give_up_at = asyncio.get_running_loop().time() + RUN_JSON_TIMEOUT_S
         while not place.void():
             # A shim lives. It may not have written run.json yet, or be about to go.
-            held = self._adopt(place.read_run(), token)
+            held = self._adopt(place.read_run(), token, gpus_of(place.read_spec()))
             if held is not None:
                 self._runs[replica, run] = held
                 return Found(replica, run, held.process, token_matches=True, ended=None)
             if asyncio.get_running_loop().time() > give_up_at:
                 note = "its lock is held, but by no process that run.json names"
                 ended = Ended(Exit(), cleared=False, pids_left=place.lock_holders(), note=note)
-                return Found(replica, run, None, token_matches=True, ended=ended)
+                return Found(replica, run, None, token_matches=True, ended=ended, gpus=gpus_of(place.read_spec()))
             await asyncio.sleep(_AGAIN_S)
         for pid, start in self._leftovers(replica, run):
             tree.send(pid, start, signal.SIGKILL)
-        return Found(replica, run, None, token_matches=True, ended=self._ended(replica, run))
+        ended, gpus = self._ended(replica, run), gpus_of(place.read_spec())
+        return Found(replica, run, None, token_matches=True, ended=ended, gpus=gpus)
 
-    def _adopt(self, record: Mapping[str, Any] | None, token: str) -> Held | None:
+    def _adopt(self, record: Mapping[str, Any] | None, token: str, gpus: tuple[str, ...]) -> Held | None:
         """Return a run whose shim is proven to live; its engine may have ended while nobody looked."""
         if record is None or record["boot_id"] != self._boot_id or record["token"] != token:
             return None
         shim = Pidfd.open(record["shim"], token)
         if shim is None:
             return None
-        return Held(process_of(record), shim, Pidfd.open(record["engine"], token) or Pidfd(-1))
+        return Held(process_of(record, gpus), shim, Pidfd.open(record["engine"], token) or Pidfd(-1))
 
     async def end_strays(self, found: Sequence[Found], timeout_s: float) -> tuple[int, ...]:
         """End runs that `scan` found: SIGTERM, SIGKILL after `timeout_s`; return the pids that withstood both.

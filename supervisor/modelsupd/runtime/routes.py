@@ -14,14 +14,19 @@ from modelsupd.core.phases import (
     Spawning,
     Starting,
     Stopped,
+    Waiting,
     phase_name,
 )
 from modelsupd.core.spec import ModelSpec
+from modelsupd.core.timing import start_left_s
 from modelsupd.gateway.base import Availability, Model, Run
 from modelsupd.weights.base import Progress
 
 #: What a client is told to wait while a model loads, in seconds, where nothing better is known.
 RETRY_AFTER_S = 5.0
+
+#: The same while none of it can be placed on a GPU: nobody knows when there will be room.
+WAITING_RETRY_S = 30.0
 
 
 def models(
@@ -70,11 +75,22 @@ def _outlook(replicas: list[Replica], fetching: Mapping[str, Progress], now: flo
         return Availability.READY, "", 0.0
     for replica in replicas:
         if isinstance(replica.phase, Resolving | Spawning | Starting):
-            progress = fetching.get(replica.name)
-            part = ""
-            if progress is not None and progress.total_bytes:
-                part = f": fetching weights, {100 * progress.done_bytes // progress.total_bytes} %"
-            return Availability.LOADING, f"loading{part}", RETRY_AFTER_S
+            return Availability.LOADING, *_loading(replica, fetching.get(replica.name), now)
+    if any(isinstance(replica.phase, Waiting) for replica in replicas):
+        return Availability.LOADING, "waits for a GPU", WAITING_RETRY_S
+    return _outlook_of_idle(replicas, now)
+
+
+def _loading(replica: Replica, progress: Progress | None, now: float) -> tuple[str, float]:
+    part = ""
+    if progress is not None and progress.total_bytes:
+        part = f": fetching weights, {100 * progress.done_bytes // progress.total_bytes} %"
+    left_s = start_left_s(replica, now)
+    return f"loading{part}", RETRY_AFTER_S if left_s is None else max(1.0, left_s)
+
+
+def _outlook_of_idle(replicas: list[Replica], now: float) -> tuple[Availability, str, float]:
+    """Return what can be expected of a model of which nothing is on its way up."""
     for replica in replicas:
         if isinstance(replica.phase, Backoff):
             wait_s = max(1.0, replica.phase.until - now)

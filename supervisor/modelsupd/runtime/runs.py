@@ -25,7 +25,8 @@ class Launch:
     """What a run is started with. `argv` and the values of `env` may hold {socket}, {host}, {port} and {tmp}.
 
     `log_max_bytes` is the size at which the log is rotated, `log_files` how many older ones are kept, `backstop_s` how
-    long after SIGTERM the shim kills the run by itself. Without `cwd` the engine starts in its TMPDIR.
+    long after SIGTERM the shim kills the run by itself. Without `cwd` the engine starts in its TMPDIR. `gpus` are those
+    that it was given, by UUID.
     """
 
     replica: str
@@ -38,6 +39,7 @@ class Launch:
     log_files: int
     backstop_s: float
     cwd: str | None = None
+    gpus: tuple[str, ...] = ()
 
 
 class SpawnError(Exception):
@@ -69,8 +71,8 @@ class Ended:
 class Found:
     """A run that recovery came upon.
 
-    `process` is None if it does not live any more, and then `ended` says what is known of its end. Where
-    `token_matches` is false the directory is another installation's: both are None, and it is left alone.
+    `process` is None if it does not live any more, and then `ended` says what is known of its end, and `gpus` which it
+    was given. Where `token_matches` is false the directory is another installation's, which is left alone.
     """
 
     replica: str
@@ -78,6 +80,7 @@ class Found:
     process: Process | None
     token_matches: bool
     ended: Ended | None
+    gpus: tuple[str, ...] = ()
 
 
 class Held:
@@ -116,6 +119,7 @@ def spec_of(launch: Launch, place: RunDir, tmp: Path, token: Token, boot_id: str
         "log_files": launch.log_files,
         "backstop_s": launch.backstop_s,
         "orphan_grace_s": ORPHAN_GRACE_S,
+        "gpus": list(launch.gpus),
     }
 
 
@@ -130,14 +134,20 @@ def filled(spec: Mapping[str, Any], process: Process | None) -> tuple[tuple[str,
     return tuple(argv), env
 
 
-def process_of(record: Mapping[str, Any]) -> Process:
-    """Return what run.json, or the same as a report, says."""
+def gpus_of(spec: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Return the GPUs that spec.json says the run was given; one of an older version knows of none."""
+    return tuple((spec or {}).get("gpus", ()))
+
+
+def process_of(record: Mapping[str, Any], gpus: tuple[str, ...]) -> Process:
+    """Return what run.json, or the same as a report, says of a run that was given these GPUs."""
     return Process(
         run=record["run"],
         pid=record["engine"]["pid"],
         shim_pid=record["shim"]["pid"],
         endpoint=record["endpoint"],
         digest=record["digest"],
+        gpus=gpus,
     )
 
 

@@ -1,0 +1,116 @@
+"""Asks the core, whenever something that matters has changed, who gets which GPUs; hands the answer to the driver.
+
+A rule: what was given counts from the moment at which it was given. Until the replica is published with it, or as
+something else than waiting, it is remembered here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from modelsupd.core.allotment import Card, allot
+from modelsupd.core.events import Beside, Event, Waits
+from modelsupd.core.phases import Replica, Waiting
+from modelsupd.core.placement import Hold
+
+#: How often the numbers in a reason are brought up to date while the reason stays the same, in seconds.
+RETELL_S = 60.0
+
+
+class Placer:
+    """Gives GPUs to the replicas that wait for some.
+
+    `replicas` returns what is published, `cards` the GPUs as last seen, `put` hands a replica an event. What is told
+    (`Beside`) to a replica that is at rest must be published when `put` returns.
+    """
+
+    def __init__(
+        self,
+        replicas: Callable[[], Mapping[str, Replica]],
+        cards: Callable[[], Sequence[Card]],
+        put: Callable[[str, Event], None],
+    ) -> None:
+        """Give nothing yet; must be called with the event loop running."""
+        self._replicas, self._cards, self._put = replicas, cards, put
+        self._loop = asyncio.get_running_loop()
+        self._granted: dict[str, tuple[int, Hold]] = {}
+        self._telling: dict[str, tuple[str, str]] = {}
+        self._told: dict[str, tuple[int, str, float]] = {}
+        self._soon: asyncio.Handle | None = None
+        self._closed = False
+
+    def look_soon(self) -> None:
+        """Decide once all that happens in this turn of the loop has happened."""
+        if self._soon is None and not self._closed:
+            self._soon = self._loop.call_soon(self.look)
+
+    def close(self) -> None:
+        """Give nothing any more."""
+        self._closed = True
+        if self._soon is not None:
+            self._soon.cancel()
+
+    @property
+    def waiting(self) -> bool:
+        """Tell whether anyone waits."""
+        return any(isinstance(replica.phase, Waiting) for replica in self._replicas().values())
+
+    def look(self) -> None:
+        """Decide now."""
+        self._soon = None
+        if self._closed:
+            return
+        # Whoever is told of a load, and is at rest, has heard of it when `put` returns: then it can begin at once.
+        # Each round gives something, or is the last one.
+        while self._decide():
+            pass
+
+    def _decide(self) -> bool:
+        replicas = self._replicas()
+        self._forget(replicas)
+        answer = allot(replicas, {name: hold for name, (_run, hold) in self._granted.items()}, self._cards())
+        told = False
+        for name, event in answer.beside.items():
+            told = self._tell(name, replicas[name].beside, event) or told
+        for name, placed in answer.placed.items():
+            self._granted[name] = placed.run, placed.hold
+            self._put(name, placed)
+        for name, why in answer.waiting.items():
+            self._say(replicas[name], why)
+        return told or bool(answer.placed)
+
+    def _forget(self, replicas: Mapping[str, Replica]) -> None:
+        """Drop what was given and is published by now, or will never be taken."""
+        self._granted = {
+            name: (run, hold)
+            for name, (run, hold) in self._granted.items()
+            if name in replicas and isinstance(replicas[name].phase, Waiting) and replicas[name].last_run == run
+        }
+        self._telling = {
+            name: (before, to)
+            for name, (before, to) in self._telling.items()
+            if name in replicas and replicas[name].beside == before
+        }
+        self._told = {name: told for name, told in self._told.items() if name in replicas}
+
+    def _tell(self, name: str, before: str, event: Beside) -> bool:
+        """Tell a replica of a load, once; return whether it has heard of it by now."""
+        if self._telling.get(name) == (before, event.loading):
+            return False
+        self._telling[name] = before, event.loading
+        self._put(name, event)
+        after = self._replicas().get(name)
+        return after is not None and after.beside == event.loading
+
+    def _say(self, replica: Replica, why: str) -> None:
+        """Have a replica say why it waits; numbers alone, which always move a little, are told now and then."""
+        run, now = replica.last_run, self._loop.time()
+        told = self._told.get(replica.name)
+        if told is not None and told[0] == run:
+            same = re.sub(r"\d", "", told[1]) == re.sub(r"\d", "", why)
+            if told[1] == why or (same and now - told[2] < RETELL_S):
+                return
+        self._told[replica.name] = run, why, now
+        self._put(replica.name, Waits(run, why))
