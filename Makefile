@@ -17,6 +17,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Compiled once and kept: the tests start some hundred Pythons, each of which would compile whatever it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 # The prerequisites of `test` are cheap beside its tests, and two suites at once would spoil each other's timing.
 .NOTPARALLEL:
 
