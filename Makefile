@@ -43,7 +43,10 @@ run: $(READY) ## demo: a real llama.cpp with a tiny model, supervised in the for
 	@exec $(PY) tools/demo.py
 
 .PHONY: test
-test: lint ## lint, then every test that needs no real engine
+test: lint pytest ## lint, then every test that needs no real engine
+
+.PHONY: pytest
+pytest: $(READY) ## the same without lint
 	$(PY) -m pytest -n 2 -m 'not real'
 
 .PHONY: test-real
@@ -71,7 +74,7 @@ test-compiled: $(COMPILED)/.ready ## the gateway's tests on the gateway as it is
 	$(CPY) -m pytest -n 2 -m 'not real' tests/gateway tests/daemon/test_gateway.py
 
 .PHONY: test-unprivileged
-test-unprivileged: ## `make test` as a plain user without capabilities, on a copy (from root; else the same as test)
+test-unprivileged: ## `make pytest` as a plain user without capabilities, on a copy (from root; else the same as pytest)
 	@tools/test_unprivileged.sh
 
 .PHONY: engines
