@@ -6,6 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR ?=
+# What is installed: this folder, compiled on the way, or a wheel that was built of it before (pip wheel).
+WHEEL ?= .
 SEEDS ?= 1000
 FUZZ_SECONDS ?= 60
 
@@ -131,7 +133,7 @@ install-venv:
 		sys.exit(f"cannot install: other users cannot enter {closed[0]}, where $(PYTHON) lives;" \
 			" name another: make install PYTHON=/usr/bin/python3.11" if closed else 0)'
 	umask 022; $(PYTHON) -m venv $(DESTDIR)$(LIB)
-	umask 022; PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check .
+	umask 022; PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL)
 
 # The script is written here and not by pip, whose first line would name DESTDIR.
 .PHONY: install-files
