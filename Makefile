@@ -51,10 +51,6 @@ test: lint pytest ## lint, then every test that needs no real engine
 pytest: $(READY) ## the same without lint
 	$(PY) -m pytest -n 2 -m 'not real'
 
-.PHONY: test-real
-test-real: engines ## the tests that run a real engine
-	$(PY) -m pytest -m real
-
 # The package as it is installed, its gateway compiled, in an environment that finds everything else in .venv.
 COMPILED := .venv-compiled
 CPY := $(COMPILED)/bin/python
@@ -70,6 +66,12 @@ $(COMPILED)/.ready: $(READY) tools/compile_gateway.py tools/hatch_build.py $(she
 	$(CPY) -c 'import modelsupd.gateway.relay as relay, sys; \
 		sys.exit(None if relay.__file__.endswith(".so") else "cannot compile the gateway: the warning above says why")'
 	@touch $@
+
+# Two at a time, since most of each is waiting; those of a file one after another, since they share an engine. The wheel
+# is what the tests under systemd install.
+.PHONY: test-real
+test-real: engines $(COMPILED)/.ready ## the tests that run a real engine
+	$(PY) -m pytest -n 2 --dist loadfile -m real
 
 .PHONY: test-compiled
 test-compiled: $(COMPILED)/.ready ## the gateway's tests on the gateway as it is installed: compiled

@@ -135,15 +135,6 @@ def test_address_taken_again_and_again_counts_in_the_end() -> None:
     assert counted.history.failed_at == (1,)
 
 
-@pytest.mark.parametrize(("asked_s", "pause_s"), [(None, 0.5), (0.0, 0.5), (0.4, 0.5), (0.6, 0.6), (99.0, 7.0)])
-def test_a_server_is_asked_again_when_it_said_but_no_sooner_than_usual(asked_s: float | None, pause_s: float) -> None:
-    policy = RestartPolicy(jitter=0, backoff_initial_s=0.5, cool_down_s=5, cool_down_max_s=7)
-    failure = Failure(FailureClass.UNREACHABLE, "busy", asked_s)
-    decision = after_failure(History(), failure, None, policy, "k", 100)
-    assert isinstance(decision, Retry)
-    assert decision.at == pytest.approx(100 + pause_s)
-
-
 def test_permanent_leaves_history_and_memory_waits() -> None:
     assert after_failure(History((1,), 1), BAD_WEIGHTS, None, PLAIN, "k", 2).history == History((1,), 1)
     decision = after_failure(History(), NO_MEMORY, 1e6, PLAIN, "k", 0)

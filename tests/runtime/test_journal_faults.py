@@ -25,7 +25,7 @@ SMALL = replace(LIMITS, segment_bytes=700, reserve_bytes=1200)
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory in memory where there is one: the faults here are played, and thousands of files come and go."""
+    """Return a directory in memory, if there is any: the faults are played, and thousands of files come and go."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield tmp_path
