@@ -6,6 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PREFIX ?= /usr/local
 SYSCONFDIR ?= /etc
 DESTDIR ?=
+# What is installed: this folder, compiled on the way, or a wheel that was built of it before (pip wheel).
+WHEEL ?= .
 SEEDS ?= 1000
 FUZZ_SECONDS ?= 60
 
@@ -17,6 +19,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+# Compiled once and kept: the tests start some hundred Pythons, each of which would compile whatever it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 # The prerequisites of `test` are cheap beside its tests, and two suites at once would spoil each other's timing.
 .NOTPARALLEL:
 
@@ -41,12 +45,11 @@ run: $(READY) ## demo: a real llama.cpp with a tiny model, supervised in the for
 	@exec $(PY) tools/demo.py
 
 .PHONY: test
-test: lint ## lint, then every test that needs no real engine
-	$(PY) -m pytest -n 2 -m 'not real'
+test: lint pytest ## lint, then every test that needs no real engine
 
-.PHONY: test-real
-test-real: engines ## the tests that run a real engine
-	$(PY) -m pytest -m real
+.PHONY: pytest
+pytest: $(READY) ## the same without lint
+	$(PY) -m pytest -n 2 -m 'not real'
 
 # The package as it is installed, its gateway compiled, in an environment that finds everything else in .venv.
 COMPILED := .venv-compiled
@@ -65,12 +68,18 @@ $(COMPILED)/.ready: $(READY) tools/compile_gateway.py tools/hatch_build.py $(she
 		sys.exit(None if relay.__file__.endswith(".so") else "cannot compile the gateway: MODELSUPD_COMPILE is 0")'
 	@touch $@
 
+# Two at a time, since most of each is waiting; those of a file one after another, since they share an engine. The wheel
+# is what the tests under systemd install.
+.PHONY: test-real
+test-real: engines $(COMPILED)/.ready ## the tests that run a real engine
+	$(PY) -m pytest -n 2 --dist loadfile -m real
+
 .PHONY: test-compiled
 test-compiled: $(COMPILED)/.ready ## the gateway's tests on the gateway as it is installed: compiled
 	$(CPY) -m pytest -n 2 -m 'not real' tests/gateway tests/daemon/test_gateway.py
 
 .PHONY: test-unprivileged
-test-unprivileged: ## `make test` as a plain user without capabilities, on a copy (from root; else the same as test)
+test-unprivileged: ## `make pytest` as a plain user without capabilities, on a copy (from root; else the same as pytest)
 	@tools/test_unprivileged.sh
 
 .PHONY: engines
@@ -127,7 +136,7 @@ install-venv:
 		sys.exit(f"cannot install: other users cannot enter {closed[0]}, where $(PYTHON) lives;" \
 			" name another: make install PYTHON=/usr/bin/python3.11" if closed else 0)'
 	umask 022; $(PYTHON) -m venv $(DESTDIR)$(LIB)
-	umask 022; PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check .
+	umask 022; PIP_CONSTRAINT=constraints.txt $(DESTDIR)$(LIB)/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL)
 	@$(DESTDIR)$(LIB)/bin/python -c 'import modelsupd.gateway.relay as relay, sys; sys.exit(not relay.__file__.endswith(".so"))' \
 		|| { echo 'the gateway is installed uncompiled, and slower' >&2; $(DESTDIR)$(LIB)/bin/python tools/compile_gateway.py || true; }
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,23 +25,28 @@ os.environ["PYTEST_DEBUG_TEMPROOT"] = str(ROOT)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def ours() -> dict[int, str]:
-    """Return the living processes that were started below ROOT, other than this one: pid → command line."""
+def pids() -> set[int]:
+    """Return the processes that there are."""
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}  # noqa: PTH208 - before each test, and fast
+
+
+def ours(others: Container[int] = ()) -> dict[int, str]:
+    """Return the living processes that were started below ROOT, other than this one and those: pid → command line."""
     found = {}
     mark = f"{ROOT}/".encode()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+    for pid in pids():
+        if pid in others or pid == os.getpid():
             continue
         try:
-            with open(f"/proc/{entry.name}/cmdline", "rb") as file:  # noqa: PTH123 - many small files, opened fast
+            with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 - many small files, opened fast
                 words = file.read()
-            with open(f"/proc/{entry.name}/environ", "rb") as file:  # noqa: PTH123 - the same
+            with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - the same
                 environment = file.read()
         except OSError:
             continue
         # A process without a command line is a zombie or a kernel thread.
         if words and (mark in words or mark in environment):
-            found[int(entry.name)] = words.replace(b"\0", b" ").decode(errors="replace").strip()
+            found[pid] = words.replace(b"\0", b" ").decode(errors="replace").strip()
     return found
 
 
@@ -54,16 +59,12 @@ def held() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
-    before, held_before = set(ours()), held()
+    before, held_before = pids(), held()
     yield
-
-    def left() -> dict[int, str]:
-        return {pid: words for pid, words in ours().items() if pid not in before}
-
     try:
-        until(lambda: not left() and not held() - held_before, timeout_s=3)
+        until(lambda: not ours(before) and not held() - held_before, timeout_s=3)
     except AssertionError:
-        processes, things = left(), held() - held_before
+        processes, things = ours(before), held() - held_before
         for pid in processes:
             os.kill(pid, signal.SIGKILL)
         pytest.fail(f"left behind: processes {processes}, sockets and locks {things}")

@@ -249,7 +249,9 @@ _WORDS = re.compile(r"[A-Za-z]{3,}")
 
 def unexplained(text: str) -> list[int]:
     """Return the lines whose comment silences a tool without codes, or without a reason beside them."""
-    found = []
+    found: list[int] = []
+    if not _SILENCER.search(text):
+        return found
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         # A comment that only speaks of silencers has its words before them, and no # of their own.
         if token.type != tokenize.COMMENT or not re.search(r"#\s*" + _SILENCER.pattern[2:], token.string):
@@ -291,7 +293,11 @@ def test_nothing_is_left_open() -> None:
     open_ends = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
     wrong = []
     for path in sources():
-        tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+        text = path.read_text(encoding="utf-8")
+        # Most files hold no such word anywhere, and reading text is cheap beside reading tokens.
+        if not open_ends.search(text) and "NotImplementedError" not in text:
+            continue
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         wrong += [
             f"{shown(path)}:{token.start[0]} {token.string}"
             for token in tokens

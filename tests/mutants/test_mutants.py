@@ -23,8 +23,6 @@ PARTS = {
     "actions": """
 from dataclasses import dataclass
 
-pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
-
 @dataclass
 class Start:
     run: int

@@ -6,6 +6,7 @@ Exit status: 0 all is well, 1 it is not or was refused, 2 wrong use or configura
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -19,6 +20,10 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its status; only a defect of ours shows a traceback."""
     words = tuple(sys.argv[1:] if arguments is None else arguments)
+    if "run" in words:
+        # Until the daemon listens for it, SIGINT ends it as SIGTERM does. As an exception it may be lost, since Python
+        # ignores one that is raised in a callback, or become another, in the middle of an import.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         status = quick.status(words)
         if status is None:
