@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "gateway": "core errors",
         # `run` starts the daemon, `reap` and `journal` work without one; the other verbs speak with it.
         "cli": "core engines errors config weights control daemon narrator gateway.keyfile"
-        " runtime.journal runtime.paths runtime.reap",
+        " runtime.installed runtime.journal runtime.paths runtime.reap",
         "daemon": "*",
     }.items()
 }

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from modelsupd.engines.base import Files
 
 #: What a shim fills in, and what stands for it where there is no run to fill it in for.
-_BY_HAND = {"{socket}": "./engine.sock", "{host}": "127.0.0.1", "{port}": "8000", "{tmp}": "."}
+_BY_HAND = {
+    "{socket}": "./engine.sock",
+    "{host}": "127.0.0.1",
+    "{port}": "8000",
+    "{tmp}": ".",
+    "{run_dir}": ".",
+    "{cache_dir}": "./cache",
+}
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelsupd.config.file import locate, read, read_daemon
 from modelsupd.config.paths import Resolver, absolute
-from modelsupd.config.places import Directories, Host, socket_path_problem
+from modelsupd.config.places import LONGEST_OF_VLLM, Directories, Host, socket_path_problem
 from modelsupd.config.places import directories as choose
 from modelsupd.errors import ConfigError, dotted
 
@@ -70,7 +70,9 @@ def load(
     declaration = absolute(declaration, file.parent, host, problems)
     daemon = declaration.daemon
     places = choose((daemon.state_dir, daemon.runtime_dir), host, state_dir=state_dir, runtime_dir=runtime_dir)
-    problems.extend(socket_path_problem(places, daemon.runtime_dir))
+    has_vllm = any(model.engine == "vllm" for model in declaration.models.values())
+    longest = (LONGEST_OF_VLLM,) if has_vllm else ()
+    problems.extend(socket_path_problem(places, daemon.runtime_dir, *longest))
     listen = listen_address(daemon.metrics_listen, problems)
     problems.extend(gateway.closed(declaration.gateway, places.state_dir))
     lock_file = weights.lock_file(file)

@@ -59,7 +59,7 @@ _EXAMPLES: dict[tuple[str, str], list[object]] = {
     ("GatewaySpec", "cors_origins"): [["https://chat.example"]],
     ("AutoRule", "models"): [["qwen", "tiny"]],
     ("EngineSpec", "binary"): ["/usr/local/bin/llama-server"],
-    ("EngineSpec", "python"): ["/opt/llama-cpp-python/bin/python"],
+    ("EngineSpec", "python"): ["/opt/vllm/bin/python"],
     ("ModelSpec", "weights"): ["hf:Qwen/Qwen2-0.5B-Instruct-GGUF/qwen2-0_5b-instruct-q4_k_m.gguf", "/models/tiny.gguf"],
     ("ModelSpec", "mmproj"): ["/models/mmproj.gguf"],
     ("ModelSpec", "draft"): ["/models/draft.gguf"],
@@ -88,7 +88,7 @@ def schema() -> dict[str, Any]:
         _describe(cls, made["$defs"][cls.__name__])
     _describe(Declaration, made)
     made["properties"]["models"]["propertyNames"] = {"pattern": f"^{NAME.pattern}$"}
-    made["properties"]["engines"]["propertyNames"] = {"enum": ["llama.cpp", "llama-cpp-python"]}
+    made["properties"]["engines"]["propertyNames"] = {"enum": ["vllm", "llama.cpp", "llama-cpp-python"]}
     model = made["$defs"]["ModelSpec"]["properties"]
     for name, bounds in (("replicas", {"minimum": 1, "maximum": MOST_REPLICAS}), ("gpus", {"minimum": 0})):
         next(choice for choice in model[name]["anyOf"] if choice.get("type") == "integer").update(bounds)

@@ -20,6 +20,9 @@ SUN_PATH_BYTES = 108
 #: The longest path below the runtime directory: 12 hex digits of the replica's hash, a run number of 10 digits.
 _LONGEST_SOCKET = f"runs/{'0' * 12}-{'0' * 10}/engine.sock"
 
+#: The same where vLLM runs, whose processes talk through sockets that are named by a UUID.
+LONGEST_OF_VLLM = f"runs/{'0' * 12}-{'0' * 10}/{'0' * 36}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -81,16 +84,16 @@ def directories(
     return Directories(state, runtime)
 
 
-def socket_path_problem(places: Directories, declared: str | None) -> Iterator[Problem]:
+def socket_path_problem(places: Directories, declared: str | None, longest: str = _LONGEST_SOCKET) -> Iterator[Problem]:
     """Yield a problem when an engine's socket below the runtime directory could not be bound.
 
-    `declared` is what the file says of that directory.
+    `declared` is what the file says of that directory, `longest` the longest path below it.
     """
     from modelsupd.core.spec import Problem  # noqa: PLC0415 - it takes long to import, and `status` does without
 
-    needed = len(os.fsencode(places.runtime_dir / _LONGEST_SOCKET)) + 1
+    needed = len(os.fsencode(places.runtime_dir / longest)) + 1
     if needed > SUN_PATH_BYTES:
-        room = SUN_PATH_BYTES - len(_LONGEST_SOCKET) - 2
+        room = SUN_PATH_BYTES - len(longest) - 2
         used = len(os.fsencode(places.runtime_dir))
         value = declared or str(places.runtime_dir)
         why = f"too long for unix sockets below it: {used} bytes, at most {room}; set a shorter one with --runtime-dir"

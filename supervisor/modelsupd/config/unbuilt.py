@@ -7,9 +7,6 @@ from typing import Any
 
 from modelsupd.core.spec import Problem
 
-ENGINES = ("vllm",)
-ENGINE = "this engine is not built yet; there are 'llama.cpp', 'llama-cpp-python' and 'command'"
-
 
 WORKERS = (
     "there is one worker, and no setting for more: how several would share the limits of requests is not designed yet"
@@ -25,7 +22,6 @@ def of_gateway(raw: Mapping[str, Any]) -> Iterator[Problem]:
 def of_model(where: tuple[str, ...], raw: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for each setting of a `[models.NAME]` entry that means something not built yet."""
     refusals = {
-        "engine": (raw.get("engine") in ENGINES, ENGINE),
         "start": (raw.get("start") == "on-demand", "start on demand is not built yet; there are 'always' and 'manual'"),
     }
     for key, (refused, why) in refusals.items():

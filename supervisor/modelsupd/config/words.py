@@ -12,7 +12,6 @@ from typing import Any, get_args, get_type_hints
 
 import pydantic
 
-from modelsupd.config import unbuilt
 from modelsupd.core.spec import MOST_REPLICAS, Engine, GatewaySpec, ModelSpec, Problem
 
 Where = tuple[str, ...]
@@ -36,6 +35,9 @@ _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
     "less_than_equal": ("at most", "le"),
 }
+#: Engines that an `[engines.KIND]` entry may be of.
+_PLACED = (Engine.VLLM, Engine.LLAMA_CPP, Engine.LLAMA_CPP_PYTHON)
+
 _LISTEN = "must be an address such as '127.0.0.1:8080', or a list of them"
 _UNIONS = {
     "replicas": f"must be a number from 1 to {MOST_REPLICAS}, or 'per-gpu'",
@@ -89,15 +91,13 @@ def unknown_section(key: str, known: Sequence[str]) -> str:
 
 def refused_engine(kind: str, value: object) -> str:
     """Return why an `[engines.KIND]` entry is refused, or nothing."""
-    if kind in (Engine.LLAMA_CPP, Engine.LLAMA_CPP_PYTHON):
+    if kind in _PLACED:
         return ""
-    if kind in unbuilt.ENGINES:
-        return unbuilt.ENGINE
     if kind == Engine.COMMAND:
         return "engine 'command' has no binary of its own: the 'command' of each model names it"
     if kind == "llama" and isinstance(value, dict) and "cpp" in value:
         return 'a name with a dot needs quotes: write [engines."llama.cpp"]'
-    return f"unknown engine{nearest(kind, (Engine.LLAMA_CPP, Engine.LLAMA_CPP_PYTHON, *unbuilt.ENGINES))}"
+    return f"unknown engine{nearest(kind, _PLACED)}"
 
 
 def of_pydantic(cls: type, where: Where, raw: Mapping[str, Any], error: pydantic.ValidationError) -> Iterator[Problem]:

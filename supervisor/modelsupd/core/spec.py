@@ -32,6 +32,7 @@ class Engine(StrEnum):
 
     LLAMA_CPP = "llama.cpp"
     LLAMA_CPP_PYTHON = "llama-cpp-python"
+    VLLM = "vllm"
     COMMAND = "command"
     GATEWAY = "gateway"
     """modelsupd's own; nobody declares a model of it."""
@@ -166,7 +167,7 @@ class ModelSpec:
     """A `[models.NAME]` entry: what clients ask for, and how it is run."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
-    engine: Engine = field(metadata={"doc": "kind of backend: llama.cpp | llama-cpp-python | command"})
+    engine: Engine = field(metadata={"doc": "kind of backend: vllm | llama.cpp | llama-cpp-python | command"})
     weights: str | None = _limit(
         None, "hf:ORG/REPO[@REVISION][/FILE] of the hub, or a local file or folder, relative to models.toml"
     )

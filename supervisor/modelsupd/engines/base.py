@@ -12,13 +12,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from modelsupd.core.events import Exit, Failure, Outcome, ProbeKind
 from modelsupd.core.spec import Engine, EngineSpec, ModelSpec, ProbeRequest, Problem, gpu_count
 
 #: What the shim fills in, in argv and in the values of the environment, once it knows the run.
-PLACEHOLDERS = ("{socket}", "{host}", "{port}", "{tmp}")
+PLACEHOLDERS = ("{socket}", "{host}", "{port}", "{tmp}", "{run_dir}", "{cache_dir}")
 
 #: The part of every engine's environment that is the same: built, never inherited, so that no LLAMA_ARG_*, VLLM_* or
 #: NOTIFY_SOCKET of whoever started the daemon reaches an engine. The shim adds TMPDIR and its token.
@@ -111,6 +111,12 @@ class Adapter(Protocol):
     #: nothing does. With it the engine writes no byte to a connection that is open for longer but what it generated.
     served: re.Pattern[str] | None
 
+    def idle_cpus(self, spec: ModelSpec) -> float:
+        """Return how many CPUs its processes may use together though they have nothing to do; inf: CPU tells nothing.
+
+        What a ready engine uses beyond that shows that it works.
+        """
+
     def problems(self, name: str, spec: ModelSpec) -> list[Problem]:
         """Return everything in `spec` that this engine cannot be run with; paths are relative to the model."""
 
@@ -133,16 +139,29 @@ class Adapter(Protocol):
         """Return the last line that tells how far loading has come, for people; None when there is none."""
 
 
+@runtime_checkable
+class Drifting(Protocol):
+    """An adapter of an engine whose flags are checked against those of the version that is installed."""
+
+    #: What its interpreter is given to have it print all of its flags.
+    help: tuple[str, ...]
+
+    def drift(self, spec: ModelSpec, told: str) -> list[Problem]:
+        """Return which flags in `spec` the version would not take that printed `told`; paths as of `problems`."""
+
+
 def adapter(kind: Engine) -> Adapter:
     """Return the adapter of that kind of engine."""
     from modelsupd.engines.command import CommandAdapter  # noqa: PLC0415 - the adapters themselves import this module
     from modelsupd.engines.gateway import GatewayAdapter  # noqa: PLC0415 - the same
     from modelsupd.engines.llama_cpp import LlamaCppAdapter  # noqa: PLC0415 - the same
     from modelsupd.engines.llama_cpp_python import LlamaCppPythonAdapter  # noqa: PLC0415 - the same
+    from modelsupd.engines.vllm import VllmAdapter  # noqa: PLC0415 - the same
 
     adapters: dict[Engine, Adapter] = {
         Engine.LLAMA_CPP: LlamaCppAdapter(),
         Engine.LLAMA_CPP_PYTHON: LlamaCppPythonAdapter(),
+        Engine.VLLM: VllmAdapter(),
         Engine.COMMAND: CommandAdapter(),
         Engine.GATEWAY: GatewayAdapter(),
     }

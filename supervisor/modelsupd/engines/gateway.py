@@ -24,6 +24,10 @@ class GatewayAdapter:
     modules: tuple[str, ...] = ()
     served: re.Pattern[str] | None = None
 
+    def idle_cpus(self, spec: ModelSpec) -> float:  # noqa: ARG002 - the protocol's signature
+        """Return none: it sleeps while it has nothing to do."""
+        return 0.0
+
     def problems(self, name: str, spec: ModelSpec) -> list[Problem]:  # noqa: ARG002 - the protocol's signature
         """Return that nobody declares a gateway as a model."""
         return [Problem(("engine",), str(spec.engine), "is modelsupd's own: [gateway] declares it")]

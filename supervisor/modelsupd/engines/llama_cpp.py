@@ -100,6 +100,10 @@ class LlamaCppAdapter:
     modules: tuple[str, ...] = ()
     served: re.Pattern[str] | None = None
 
+    def idle_cpus(self, spec: ModelSpec) -> float:  # noqa: ARG002 - the protocol's signature
+        """Return none: it sleeps while it has nothing to do."""
+        return 0.0
+
     def problems(self, name: str, spec: ModelSpec) -> list[Problem]:  # noqa: ARG002 - the protocol's signature
         """Return what llama-server cannot be run with."""
         found = common_problems(spec, _OWNED_ENV)

@@ -82,6 +82,10 @@ class LlamaCppPythonAdapter:
     )  # fmt: skip
     served: re.Pattern[str] | None = re.compile(r"llama_perf_context_print: +total time = .* / +[1-9]\d* tokens")
 
+    def idle_cpus(self, spec: ModelSpec) -> float:  # noqa: ARG002 - the protocol's signature
+        """Return none: it sleeps while it has nothing to do."""
+        return 0.0
+
     def problems(self, name: str, spec: ModelSpec) -> list[Problem]:  # noqa: ARG002 - the protocol's signature
         """Return what it cannot be run with."""
         found = common_problems(spec, _OWNED_ENV)

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -293,6 +294,8 @@ class RuntimeEffects:
         if delivered is None and (kind is not ProbeKind.START or outcome is Outcome.TOKENS):
             delivered = self._delivered(engine, replica, action, outcome)
         last = self._processes.vitals(replica.name, run) if first or kind is ProbeKind.START else TreeVitals()
+        if first and kind is not ProbeKind.START:
+            last = _less_idle(first[0], last, engine.idle_cpus(spec) * took_s)
         before = _vitals(first[0] if first else last)
         return Probed(run, kind, outcome, evidence, before, _vitals(last, delivered, in_flight), took_s)
 
@@ -307,6 +310,17 @@ class RuntimeEffects:
             acknowledged(replica.process.endpoint),
             probed=action.kind is not ProbeKind.ALIVE and outcome in (Outcome.TOKENS, Outcome.NO_TOKENS),
         )
+
+
+def _less_idle(before: TreeVitals, last: TreeVitals, idle_s: float) -> TreeVitals:
+    """Return `last` without the CPU time that the engine may use while it has nothing to do.
+
+    Where that is all of it, what was read meanwhile was not read for work either: who spins reads its own wake-ups.
+    """
+    if not idle_s:
+        return last
+    cpu_s = max(before.cpu_s, last.cpu_s - idle_s)
+    return replace(last, cpu_s=cpu_s, read_bytes=last.read_bytes if cpu_s > before.cpu_s else before.read_bytes)
 
 
 def _vitals(tree: TreeVitals, delivered: int | None = None, in_flight: int | None = None) -> Vitals:

@@ -16,7 +16,7 @@ from pathlib import Path
 from modelsupd.core.events import Failure, FailureClass
 from modelsupd.core.spec import Engine, EngineSpec, ModelSpec
 from modelsupd.engines.base import Files, adapter, base_env
-from modelsupd.runtime import modules
+from modelsupd.runtime import installed, modules
 from modelsupd.weights import folders
 from modelsupd.weights.base import Part, Role, Settings, WeightsError
 from modelsupd.weights.lock import Lock
@@ -26,8 +26,12 @@ from modelsupd.weights.records import Records
 from modelsupd.weights.sources import parts
 from modelsupd.weights.wire import Job
 
-#: The extra of our own package by which an engine that is a Python package is installed.
-_EXTRAS = {Engine.LLAMA_CPP_PYTHON: "llama-cpp"}
+#: How an engine that is a Python package is installed: by an extra of our own package, or, where its dependencies are
+#: its own affair, in an environment of its own.
+_ADVICE = {
+    Engine.LLAMA_CPP_PYTHON: "pip install 'modelsupd[llama-cpp]', or set",
+    Engine.VLLM: "install vllm in an environment of its own, and set",
+}
 
 
 _NOTHING = Files()
@@ -70,6 +74,7 @@ def look(spec: ModelSpec, engine: EngineSpec | None, stock: Stock) -> Inputs:
     if failure is None and (needed := adapter(spec.engine).modules):
         failure, origin = _modules_failure(spec, binary, needed)
         prints += f" {_fingerprint(origin)}"
+        failure = failure or installed.failure(spec, binary, origin, stock.settings.state_dir)
     failure = failure or seen.failure or (_layout_failure(seen.whole) if not seen.todo else None)
     if failure is not None or not seen.todo:
         files = (
@@ -110,7 +115,7 @@ def _files(found: Sequence[Part], paths: Sequence[Path | None]) -> Files:
 
 def _modules_failure(spec: ModelSpec, python: str, needed: tuple[str, ...]) -> tuple[Failure | None, str]:
     """Return why that interpreter cannot run the engine, if so, and the file of the first module."""
-    advice = f"pip install 'modelsupd[{_EXTRAS[spec.engine]}]', or set python in [engines.\"{spec.engine}\"]"
+    advice = f'{_ADVICE[spec.engine]} python in [engines."{spec.engine}"]'
     env = {name: value for name, value in base_env(spec).items() if "{" not in value}
     try:
         found = modules.where(python, needed, env)

@@ -36,6 +36,11 @@ def state_name(replica: str, run: int) -> str:
     return f"{_readable(replica)}.{run}"
 
 
+def cache_name(replica: str) -> str:
+    """Return the readable name of the directory below STATE/cache that the replicas of a model share."""
+    return _readable(replica.rpartition("/")[0] or replica)
+
+
 def highest_run(runtime_dir: Path, state_dir: Path, replica: str) -> int:
     """Return the highest run number of a replica that either tree has a directory for, 0 if none."""
     known = _numbers(runtime_dir / "runs", f"{_short(replica)}-") + runs_in_state(state_dir, replica)

@@ -11,6 +11,7 @@
 | STATE `log`, `log.1` … | shim | the engine's output |
 | STATE `exit.json` | shim | how it ended; in RUNTIME if STATE cannot be written |
 | STATE `tmp/` | engine | its TMPDIR |
+| `cache/MODEL` of the state directory | engine | what it compiled, for its next runs; may be removed while none runs |
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class RunDir:
     def socket(self) -> Path:
         """Return where the engine's unix socket is."""
         return self.runtime / "engine.sock"
+
+    def cache(self, replica: str) -> Path:
+        """Return where the engine keeps what outlives its run, alike for all replicas of a model; nothing is made."""
+        return self.state.parent.parent / "cache" / paths.cache_name(replica)
 
     def make(self) -> Path:
         """Make both directories; return the engine's TMPDIR.

@@ -22,7 +22,7 @@ _BAD_BINARY = frozenset({errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDI
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What a run is started with. `argv` and the values of `env` may hold {socket}, {host}, {port} and {tmp}.
+    """What a run is started with. `argv` and the values of `env` may hold {host}, {port}, and what `places` fills in.
 
     `log_max_bytes` is the size at which the log is rotated, `log_files` how many older ones are kept, `backstop_s` how
     long after SIGTERM the shim kills the run by itself. Without `cwd` the engine starts in its TMPDIR. `gpus` are those
@@ -114,6 +114,7 @@ def spec_of(launch: Launch, place: RunDir, tmp: Path, token: Token, boot_id: str
         "listen": launch.listen,
         "socket": str(place.socket),
         "tmp": str(tmp),
+        "cache": str(place.cache(launch.replica)),
         "state": str(place.state),
         "log_max_bytes": launch.log_max_bytes,
         "log_files": launch.log_files,
@@ -125,7 +126,7 @@ def spec_of(launch: Launch, place: RunDir, tmp: Path, token: Token, boot_id: str
 
 def filled(spec: Mapping[str, Any], process: Process | None) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return argv and environment as the engine gets them; without a process its port is not known and stays {port}."""
-    fills = {"socket": spec["socket"], "tmp": spec["tmp"]}
+    fills = engine.places(spec)
     if spec["listen"] == "tcp":
         fills["host"] = engine.HOST
         if process is not None:

@@ -166,6 +166,9 @@ def _refuse_local(part: Part, files: Sequence[tuple[str, Path]], found: Mapping[
     if engine in LOAD_ONE_FILE and Path(str(part.source)).is_dir():
         words = f"cannot load the {part.role} '{part.source}': it is a folder, and {engine} loads one GGUF file"
         raise WeightsError(FailureClass.BAD_WEIGHTS, words)
+    if engine == Engine.VLLM and part.role is Role.WEIGHTS and Path(str(part.source)).is_file():
+        words = f"cannot load the {part.role} '{part.source}': it is a file, and vllm loads a whole folder"
+        raise WeightsError(FailureClass.BAD_WEIGHTS, words)
     if len(files) == 1 and found[files[0][0]].size_bytes == 0:
         raise WeightsError(FailureClass.BAD_WEIGHTS, f"cannot load the {part.role} '{part.source}': the file is empty")
 

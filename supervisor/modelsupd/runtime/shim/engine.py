@@ -19,7 +19,7 @@ from modelsupd.runtime.shim import title, tree
 
 HOST = "127.0.0.1"
 _PIPE_BYTES = 1024 * 1024  # the most that an unprivileged process may ask for (/proc/sys/fs/pipe-max-size)
-_PLACEHOLDER = re.compile(r"\{(port|host|socket|tmp)\}")
+_PLACEHOLDER = re.compile(r"\{(port|host|socket|tmp|run_dir|cache_dir)\}")
 _RESET = [
     signal.SIGHUP,
     signal.SIGINT,
@@ -61,7 +61,7 @@ class Started(NamedTuple):
 def start(spec: dict[str, Any]) -> Started:
     """Start the engine that a spec.json describes; raises CannotStartError, and then there is no process."""
     held = None
-    fills = {"socket": spec["socket"], "tmp": spec["tmp"]}
+    fills = places(spec)
     if spec["listen"] == "tcp":
         held = _bind()
         fills |= {"host": HOST, "port": str(held.getsockname()[1])}
@@ -83,6 +83,17 @@ def start(spec: dict[str, Any]) -> Started:
         endpoint=f"http://{HOST}:{fills['port']}" if held else f"unix:{spec['socket']}",
         held=held,
     )
+
+
+def places(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is filled in for the files of a run: its socket, and folders for scratch, sockets, and caches."""
+    socket_path = str(spec["socket"])
+    return {
+        "socket": socket_path,
+        "tmp": str(spec["tmp"]),
+        "run_dir": socket_path.rpartition("/")[0],
+        "cache_dir": str(spec["cache"]),
+    }
 
 
 def filled(spec: Mapping[str, Any], fills: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

@@ -26,7 +26,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from modelsupd.runtime.shim import engine, packet, title, tree
+from modelsupd.runtime.shim import debris, engine, packet, title, tree
 from modelsupd.runtime.shim.log import Log, stamp
 
 NAME = "modelsupd-shim"
@@ -104,6 +104,7 @@ class Shim:
         self._kill_at = 0.0
         self._kill_pause_s = _KILL_AGAIN_S[0]
         self._uncleared_said = False
+        self._shared: debris.Found | None = None  # what the run has in /dev/shm, once it is being ended
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
@@ -203,6 +204,8 @@ class Shim:
                 elif not self._read_log():
                     poll.unregister(fd)
         self._read_rest()
+        for path in debris.remove(self._shared or {}):
+            self._log.say(f"removed {path}, which the run left behind")
         self._log.close()
         self._record(cleared=True, pids_left=[])
 
@@ -289,6 +292,8 @@ class Shim:
                 return True
 
     def _send_all(self, number: int) -> None:
+        if self._shared is None:
+            self._shared = debris.shared_by(each.pid for each in tree.descendants(os.getpid()) if not each.dead)
         # The leader first and by the descriptor in hand: it must not outlive a shortage of descriptors, which hides
         # the others until it is over.
         if self._status is None:
