@@ -224,4 +224,15 @@ def metrics(engine: Engine) -> str:
         "requests_processing": engine.in_flight,
         "requests_deferred": 0,
     }
+    if engine.vllm:
+        names = {
+            "prompt_tokens_total": "prompt_tokens_total",
+            "generation_tokens_total": "tokens_predicted_total",
+            "iteration_tokens_total_count": "n_decode_total",
+            "num_requests_running": "requests_processing",
+            "num_requests_waiting": "requests_deferred",
+        }
+        return "".join(
+            f'vllm:{name}{{engine="0",model_name="{engine.model}"}} {float(told[of])}\n' for name, of in names.items()
+        )
     return "".join(f"# TYPE llamacpp:{name} counter\nllamacpp:{name} {value}\n" for name, value in told.items())

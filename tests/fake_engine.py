@@ -2,7 +2,8 @@
 
 Only the standard library, and of that only what starts fast: it is up in a few dozen milliseconds. It takes
 llama-server's own command line too (`install` puts it where a test wants its `llama-server`), tells its counters under
-llama-server's names, and the contract test holds it against the real one. What differs is the faults: each is a field
+llama-server's names, and the contract test holds it against the real one. `install_vllm` puts it where a test wants an
+interpreter that has vLLM, and then it behaves as that does. What differs is the faults: each is a field
 of `Faults`, given as a flag (`token_s` → `--token-s 3`) or changed at run time by `POST /fake {"hang": "loop"}`;
 `GET /fake` tells settings, counters and environment.
 """
@@ -20,11 +21,40 @@ from pathlib import Path
 from fake_answers import Connection
 from fake_faults import Engine, start_faults
 
+#: Of the help of `vllm serve`, what tests need, as it is printed.
+VLLM_HELP = """usage: vllm serve [model_tag] [options]
+
+options:
+  --config CONFIG       Read CLI options from a config file.
+  --disable-uvicorn-access-log, --no-disable-uvicorn-access-log
+                        Disable uvicorn access log. (default: False)
+  --dtype {auto,bfloat16,float,float16,float32,half}
+  --enforce-eager, --no-enforce-eager
+  --headless            Run in headless mode.
+  --max-model-len MAX_MODEL_LEN
+  --served-model-name SERVED_MODEL_NAME [SERVED_MODEL_NAME ...]
+  --tensor-parallel-size TENSOR_PARALLEL_SIZE, -tp TENSOR_PARALLEL_SIZE
+  --uds UDS             Unix domain socket path.
+"""
+
 
 def options(engine: Engine, words: list[str]) -> tuple[str, int]:
     """Read the command line; return the address as path or host, and the port."""
     address, port = "127.0.0.1", 8080
-    ignored = {"model", "log-colors", "ctx-size", "gpu-layers", "fit", "threads", "parallel", "cache-ram"}
+    if words[:2] == ["-m", "vllm.entrypoints.cli.main"]:
+        as_vllm(engine, words)
+    ignored = {
+        "model",
+        "max-model-len",
+        "dtype",
+        "log-colors",
+        "ctx-size",
+        "gpu-layers",
+        "fit",
+        "threads",
+        "parallel",
+        "cache-ram",
+    }
     while words:
         word = words.pop(0)
         name = word.removeprefix("--")
@@ -41,10 +71,24 @@ def options(engine: Engine, words: list[str]) -> tuple[str, int]:
             engine.faults.set(fault, "true")
         elif fault in engine.faults.all():
             engine.faults.set(fault, words.pop(0))
-        elif name not in ("metrics", "no-ui", "offline", "embedding"):
-            os.write(2, f"error: invalid argument: {word}\n".encode())
-            os._exit(1)
+        elif name not in ("metrics", "no-ui", "offline", "embedding", "disable-uvicorn-access-log", "enforce-eager"):
+            vllm = f"usage: vllm serve [model_tag] [options]\nmain.py serve: error: unrecognized arguments: {word}\n"
+            os.write(2, vllm.encode() if engine.vllm else f"error: invalid argument: {word}\n".encode())
+            os._exit(2 if engine.vllm else 1)
     return address, port
+
+
+def as_vllm(engine: Engine, words: list[str]) -> None:
+    """Take vLLM's command line, and its ways: nobody is answered while it loads, and SIGTERM is swallowed then."""
+    del words[:2]
+    if "--help=all" in words:
+        # As argparse prints it; every fault is a flag too.
+        faults = "\n".join(f"  --{name.replace('_', '-')} {name.upper()}" for name in engine.faults.all())
+        os.write(1, f"{VLLM_HELP}{faults}\n".encode())
+        os._exit(0)
+    del words[:2]  # serve, and the model
+    engine.vllm = True
+    engine.faults.load_mode, engine.faults.term, engine.faults.term_loading = "refuse", "abort", "swallow"
 
 
 def bind(engine: Engine, address: str, port: int) -> socket.socket:
@@ -55,6 +99,8 @@ def bind(engine: Engine, address: str, port: int) -> socket.socket:
     try:
         listener.bind(address if to_path else (address, port))
     except OSError:
+        if engine.vllm:
+            os.write(2, b"OSError: [Errno 98] Address already in use\n")
         engine.log(f"couldn't bind HTTP server socket, hostname: {address}, port: {port}", "E")
         engine.log("exiting due to HTTP server error", "E")
         os._exit(1)
@@ -70,12 +116,14 @@ def accept(engine: Engine, listener: socket.socket) -> None:
 
 def load(engine: Engine) -> None:
     """Take the time that loading takes, and log it."""
-    engine.log("load_model: loading model")
+    engine.log("Starting to load model tiny..." if engine.vllm else "load_model: loading model")
     begun = time.monotonic()
     while (done := time.monotonic() - begun) < engine.faults.load_s:
         time.sleep(min(0.1, engine.faults.load_s - done))
         if not engine.faults.load_silent:
-            engine.log(f"load_tensors: {100 * min(1, (time.monotonic() - begun) / engine.faults.load_s):.0f} %")
+            percent = f"{100 * min(1, (time.monotonic() - begun) / engine.faults.load_s):.0f}"
+            shards = f"Loading safetensors checkpoint shards: {percent}% Completed"
+            engine.log(shards if engine.vllm else f"load_tensors: {percent} %")
 
 
 def on_term(engine: Engine) -> None:
@@ -110,7 +158,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: on_term(engine))
     signal.signal(signal.SIGINT, lambda *_: on_term(engine))
     engine.ready = True
-    engine.log("model loaded")
+    engine.log("Application startup complete." if engine.vllm else "model loaded")
     engine.log(f"listening on {'unix://' if '/' in address else 'http://'}{address}")
     engine.ended.wait()
     listener.close()
@@ -121,11 +169,25 @@ def main() -> None:
 
 def install(folder: Path, name: str = "llama-server") -> Path:
     """Put a program of that name into `folder` that is this engine, for tests; return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
     program = folder / name
     here = str(Path(__file__).parent)
     lines = (f"#!{sys.executable} -IS", "import sys", f"sys.path.insert(0, {here!r})", "import fake_engine")
     program.write_text("\n".join((*lines, "fake_engine.main()", "")))
     program.chmod(0o755)
+    return program
+
+
+def install_vllm(folder: Path) -> Path:
+    """Put a `python` into `folder` that has vLLM, as far as anybody looks, and is this engine when it is run."""
+    for name in ("vllm", "torch", "transformers", "uvicorn", "fastapi", "zmq"):
+        (folder / "site" / name).mkdir(parents=True)
+        (folder / "site" / name / "__init__.py").write_text("raise SystemExit('it is only looked for')\n")
+    program = install(folder, "python")
+    lines = program.read_text().splitlines()
+    site = str(folder / "site")
+    asked = f"if sys.argv[1] == '-c': import os; os.execve({sys.executable!r}, sys.argv, {{'PYTHONPATH': {site!r}}})"
+    program.write_text("\n".join((*lines[:2], asked, *lines[2:], "")))
     return program
 
 

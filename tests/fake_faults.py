@@ -58,6 +58,7 @@ class Engine:
     def __init__(self) -> None:
         self.faults = Faults()
         self.model = "fake"
+        self.vllm = False
         self.ready = False
         self.started_at = time.monotonic()
         self.lock = threading.Lock()
@@ -72,7 +73,11 @@ class Engine:
                 self.counts[name] += more
 
     def log(self, text: str, level: str = "I") -> None:
-        """Log one line the way llama-server does."""
+        """Log one line the way llama-server does, or vLLM."""
+        if self.vllm:
+            kind = {"I": "INFO", "E": "ERROR"}[level]
+            os.write(1, f"(EngineCore pid={os.getpid()}) {kind} 11-25 17:00:00 [core.py:133] {text}\n".encode())
+            return
         since = time.monotonic() - self.started_at
         stamp = f"{int(since) // 60}.{int(since) % 60:02d}.{int(since * 1e3) % 1000:03d}.{int(since * 1e6) % 1000:03d}"
         os.write(2, f"{stamp} {level} srv  fake_engine: {text}\n".encode())

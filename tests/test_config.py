@@ -140,8 +140,6 @@ def test_a_wrong_setting_is_named_with_its_value_and_why(tmp_path: Path, setting
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[engines.vllm]\npython = 'x'", "engines.vllm: this engine is not built yet"),
-        ("[models.m]\nengine = 'vllm'\nargs.max_model_len = 4", "models.m.engine = 'vllm': this engine is not built"),
         (f"[models.m]\n{MODEL}start = 'on-demand'", "models.m.start = 'on-demand': start on demand is not built yet"),
     ],
 )

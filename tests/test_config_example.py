@@ -77,4 +77,4 @@ def test_the_schema_describes_every_setting_and_offers_only_what_load_takes() ->
     assert model["properties"]["gpus"]["anyOf"][0] == {"type": "integer", "minimum": 0}
     assert model["properties"]["sha256"]["pattern"] == "^[0-9a-f]{64}$"
     assert made["$defs"]["HealthLimits"]["properties"]["probe_timeout_s"]["exclusiveMinimum"] == 0
-    assert made["$defs"]["Engine"]["enum"] == ["llama.cpp", "llama-cpp-python", "command"]
+    assert made["$defs"]["Engine"]["enum"] == ["llama.cpp", "llama-cpp-python", "vllm", "command"]

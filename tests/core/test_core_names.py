@@ -33,7 +33,7 @@ from modelsupd.core.spec import Capability, Engine, LogLimits, ModelSpec, ProbeR
         (Outcome, "tokens answered busy loading refused no-tokens failed timed-out void"),
         (Want, "up down"),
         (Reason, "operator restart replaced removed shutdown stray"),
-        (Engine, "llama.cpp llama-cpp-python command gateway"),
+        (Engine, "llama.cpp llama-cpp-python vllm command gateway"),
         (Start, "always manual"),
         (Strategy, "spread pack"),
         (Capability, "chat images audio tools embedding rerank"),

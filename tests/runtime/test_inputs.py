@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fake_engine
 from modelsupd.core.events import FailureClass
 from modelsupd.core.spec import Engine, EngineSpec, ModelSpec
 from modelsupd.engines.base import adapter
@@ -83,3 +84,17 @@ def test_weights_must_be_a_file(tmp_path: Path) -> None:
     assert inputs.failure is not None
     assert inputs.failure.kind is FailureClass.BAD_WEIGHTS
     assert "it is a folder, and llama-cpp-python loads one GGUF file" in inputs.failure.detail
+
+
+def test_weights_of_vllm_must_be_a_folder(weights: Path, tmp_path: Path) -> None:
+    inputs = look(
+        ModelSpec(engine=Engine.VLLM, weights=str(weights)), EngineSpec(python=sys.executable), stock(tmp_path)
+    )
+    assert inputs.failure is not None
+    assert inputs.failure.kind is FailureClass.MISSING_LIBRARY
+    assert "install vllm in an environment of its own, and set python in [engines." in inputs.failure.detail
+    python = fake_engine.install_vllm(tmp_path / "v")
+    inputs = look(ModelSpec(engine=Engine.VLLM, weights=str(weights)), EngineSpec(python=str(python)), stock(tmp_path))
+    assert inputs.failure is not None
+    assert inputs.failure.kind is FailureClass.BAD_WEIGHTS
+    assert "it is a file, and vllm loads a whole folder" in inputs.failure.detail

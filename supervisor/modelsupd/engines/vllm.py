@@ -99,7 +99,11 @@ RULES = (
     patterns.rule(
         _K.BAD_WEIGHTS,
         r"SafetensorError: |" + _ERROR + r"Cannot find any model weights with|HFValidationError: "
-        r"|" + _ERROR + r".* does not appear to have a file named |" + _ERROR + r"Can't load (?:tokenizer|the config)"
+        r"|"
+        + _ERROR
+        + r".* does not appear to have a file named |"
+        + _ERROR
+        + r"(?:Can't load (?:tokenizer|the config)|Couldn't instantiate the backend tokenizer)"
         r"|" + _ERROR + r"Invalid repository ID or local directory specified|^LocalEntryNotFoundError: ",
     ),
     # A cache too small for one request stays too small; its advice, how long a context would fit, is in the line.
@@ -229,7 +233,7 @@ def _beside_problems(spec: ModelSpec) -> Iterator[Problem]:
     weights = spec.weights or ""
     if weights.startswith("hf:") and weights.count("/") > 1:
         yield Problem(("weights",), weights, "must be a whole repository, hf:ORG/REPO: vLLM loads no single file")
-    if weights.endswith((".gguf", ".safetensors")):
+    elif weights.endswith((".gguf", ".safetensors")):
         yield Problem(("weights",), weights, "must be a folder: vLLM needs config and tokenizer beside the weights")
     if spec.mmproj:
         yield Problem(("mmproj",), spec.mmproj, "is not for this engine: a projector is part of vLLM's weights")

@@ -295,7 +295,7 @@ class RuntimeEffects:
             delivered = self._delivered(engine, replica, action, outcome)
         last = self._processes.vitals(replica.name, run) if first or kind is ProbeKind.START else TreeVitals()
         if first and kind is not ProbeKind.START:
-            last = _less_idle(first[0], last, engine.idle_cpus(spec) * took_s)
+            last = less_idle(first[0], last, engine.idle_cpus(spec) * took_s)
         before = _vitals(first[0] if first else last)
         return Probed(run, kind, outcome, evidence, before, _vitals(last, delivered, in_flight), took_s)
 
@@ -312,7 +312,7 @@ class RuntimeEffects:
         )
 
 
-def _less_idle(before: TreeVitals, last: TreeVitals, idle_s: float) -> TreeVitals:
+def less_idle(before: TreeVitals, last: TreeVitals, idle_s: float) -> TreeVitals:
     """Return `last` without the CPU time that the engine may use while it has nothing to do.
 
     Where that is all of it, what was read meanwhile was not read for work either: who spins reads its own wake-ups.

@@ -1,0 +1,160 @@
+"""A daemon on a real vLLM with a tiny random Llama, and what its processes are."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tiny_llama
+import vllm_cpu
+from hosts import Host, alive
+from waiting import until
+
+#: A start takes half a minute on two quiet cores, nearly all of it imports, and several times that on busy ones.
+START_S = 240.0
+
+LIMITS = """
+[models.m.health]
+probe_interval_s = 0.5
+probe_timeout_s = 3
+hang_after_s = 4
+prove_every_s = 3
+[models.m.stop]
+drain_timeout_s = 30
+term_timeout_s = 5
+load_term_timeout_s = 1
+[models.m.restart]
+backoff_initial_s = 0.05
+[models.m.gateway]
+start_wait_s = 60
+"""
+
+
+def interpreter() -> str:
+    """Return an interpreter that has vLLM; a test that needs it is skipped by name where there can be none."""
+    found = vllm_cpu.find()
+    if found is None:
+        why = vllm_cpu.unfit()
+        if why:
+            pytest.skip(f"there can be no vLLM here: {why}")
+        pytest.skip("there is no vLLM in the cache; 'make engines' says why it could not be set up")
+    return str(found)
+
+
+def weights(folder: Path, context_length: int = 2048) -> Path:
+    """Write the model as if long ago: what was written just now is not believed to stay as it is."""
+    tiny_llama.write(folder, context_length=context_length)
+    for file in folder.iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    return folder
+
+
+def model(python: str, folder: Path, *, args: str = "", extra: str = "", limits: str = LIMITS) -> str:
+    """Return a configuration with a gateway and one model; `args` are further flags."""
+    return (
+        f"[gateway]\nlisten = '127.0.0.1:0'\n[engines.vllm]\npython = '{python}'\n"
+        f"[models.m]\nengine = 'vllm'\nweights = '{folder}'\n{extra}\n"
+        "[models.m.args]\nenforce_eager = true\nmax_num_seqs = 4\n"
+        f"{args or 'kv_cache_memory_bytes = 67108864'}\n{limits}"
+    )
+
+
+class Tree:
+    """The processes of one run of vLLM."""
+
+    def __init__(self, leader: int) -> None:
+        self.leader = leader
+        self.all = {leader: "leader"}
+        below = [leader]
+        while below:
+            pid = below.pop()
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for child in map(int, children):
+                self.all[child] = Path(f"/proc/{child}/comm").read_text().strip()
+                below.append(child)
+
+    def named(self, name: str) -> int:
+        """Return the pid of the process of that name; /proc/PID/comm holds its first 15 characters."""
+        (found,) = [pid for pid, comm in self.all.items() if comm == name[:15]]
+        return found
+
+    @property
+    def core(self) -> int:
+        return self.named("VLLM::EngineCore")
+
+    @property
+    def worker(self) -> int:
+        return self.named("VLLM::Worker")
+
+    def left(self) -> dict[int, str]:
+        """Return those that still live."""
+        return {pid: comm for pid, comm in self.all.items() if alive(pid)}
+
+
+def shared() -> set[str]:
+    """Return the names in /dev/shm."""
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def ask(endpoint: str, method: str, path: str, body: dict[str, object] | None = None) -> tuple[int, bytes]:
+    """Ask an engine on its socket."""
+    connection = http.client.HTTPConnection("localhost", timeout=30)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(30)
+    connection.sock.connect(endpoint.removeprefix("unix:"))
+    try:
+        connection.request(method, path, json.dumps(body or {}), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+class Stream:
+    """A chat that is streamed through the gateway; its first event has come."""
+
+    def __init__(self, daemon: Host, tokens: int) -> None:
+        def listens() -> bool:
+            told = daemon.client.status()["gateway"]
+            return bool(told["listen"]) and any(run["accepts"] for run in told["runs"])
+
+        until(listens, what=daemon.said)
+        self.connection = http.client.HTTPConnection(daemon.client.status()["gateway"]["listen"][0], timeout=60)
+        asked = {"model": "m", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
+        headers = {"Content-Type": "application/json"}
+        self.connection.request("POST", "/v1/chat/completions", json.dumps(asked), headers)
+        self.answer = self.connection.getresponse()
+        assert self.answer.status == 200, self.answer.read()
+        self.first = self.answer.readline()
+
+    def events(self) -> Iterator[str]:
+        """Yield what comes, until the connection ends."""
+        for line in (self.first, *self.answer):
+            if line.startswith(b"data:"):
+                yield line.removeprefix(b"data:").strip().decode()
+        self.connection.close()
+
+    def is_whole(self, tokens: int) -> bool:
+        """Read to the end, and tell whether all tokens came, a finish_reason, and [DONE]."""
+        events = list(self.events())
+        if not events or events[-1] != "[DONE]":
+            return False
+        chunks = [json.loads(event)["choices"] for event in events[:-1]]
+        ends = [choices[0]["finish_reason"] for choices in chunks if choices]
+        texts = [choices for choices in chunks if choices and choices[0]["delta"].get("content")]
+        # Now and then two tokens come in one event.
+        return ends[-1] == "length" and len(texts) > tokens // 2
+
+
+def keep_help(known: Path, daemon: Host) -> None:
+    """Let a fresh installation know what vLLM said of its flags when another one asked it, as one that ran before."""
+    if known.exists():
+        (daemon.state / "engines").mkdir(parents=True, mode=0o700, exist_ok=True)
+        shutil.copytree(known, daemon.state / "engines", dirs_exist_ok=True)
