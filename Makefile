@@ -83,9 +83,10 @@ test-unprivileged: ## `make pytest` as a plain user without capabilities, on a c
 	@tools/test_unprivileged.sh
 
 .PHONY: engines
-engines: $(READY) ## provide llama-server and llama-cpp-python, built once and kept in the cache
+engines: $(READY) ## provide llama-server, llama-cpp-python and a vLLM for CPU, set up once and kept in the cache
 	@$(PY) tools/llama_server.py
 	@$(PY) tools/llama_cpp_python.py
+	@$(PY) tools/vllm_cpu.py --if-possible
 
 .PHONY: sim
 sim: $(READY) ## the simulator on SEEDS=1000 seeds

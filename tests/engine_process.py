@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -15,10 +18,12 @@ from typing import Any
 import pytest
 
 import llama_server
+from hosts import alive
 from modelsupd.core.events import Exit, Failure, Outcome, ProbeKind
 from modelsupd.core.spec import ModelSpec
 from modelsupd.engines.base import Adapter, Files, adapter
 from modelsupd.runtime.probe import Result, probe
+from modelsupd.runtime.shim import debris
 from waiting import until
 
 
@@ -83,6 +88,7 @@ def running(
         holder.bind(("127.0.0.1", 0))
         port = str(holder.getsockname()[1])
     values = {"{socket}": f"{folder}/e.sock", "{host}": "127.0.0.1", "{port}": port, "{tmp}": str(folder)}
+    values |= {"{run_dir}": str(folder), "{cache_dir}": f"{folder}/cache"}
 
     def fill(text: str) -> str:
         for key, value in values.items():
@@ -95,13 +101,33 @@ def running(
     env = {key: fill(value) for key, value in command.env.items()}
     log_path = folder / "engine.log"
     with log_path.open("wb") as log:
-        process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     endpoint = f"unix:{folder}/e.sock" if command.listen == "unix" else f"http://127.0.0.1:{port}"
     try:
         yield Running(name, spec, process, endpoint, log_path)
     finally:
-        process.kill()
-        process.wait()
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill an engine and whatever it has started, and remove what they shared, as its shim would."""
+    group = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if session_of(pid) == process.pid]
+    shared = debris.shared_by(group)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    until(lambda: not any(alive(pid) for pid in group), what=f"{group} are gone")
+    debris.remove(shared)
+
+
+def session_of(pid: int) -> int:
+    """Return the session of a process, 0 for one that is gone."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
 
 
 def real_binary() -> str:

@@ -83,6 +83,8 @@ class Connection:
             self.send(200, {"object": "list", "data": [model]})
         elif not generates:
             self.error(404, "File Not Found", "not_found_error")
+        elif self.engine.vllm and json.loads(body).get("model") != self.engine.model:
+            self.error(404, "The model does not exist.", "NotFoundError")
         elif faults.busy:
             self.error(faults.busy, "too many requests", "unavailable_error")
         else:

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 def test_the_example_can_be_used_as_it_is(tmp_path: Path) -> None:
     config = load(REPOSITORY / "models.toml", host=host(tmp_path, environ={"MODELSUPD_RUNTIME_DIR": "/run/m"}))
-    assert list(config.declaration.models) == ["tiny", "bound", "other"]
+    assert list(config.declaration.models) == ["tiny", "bound", "qwen", "other"]
 
 
 def test_the_example_shows_every_setting_at_its_default() -> None:

@@ -238,8 +238,8 @@ LAST_WORDS = [
     (
         K.UNSUPPORTED_MODEL,
         (
-            "  Value error, The checkpoint you are trying to load has model type `llxma` but Transformers does not recognize"
-            " this architecture."
+            "  Value error, The checkpoint you are trying to load has model type `llxma` but Transformers does "
+            "not recognize this architecture."
         ),
     ),
     (K.UNSUPPORTED_MODEL, "  Value error, Model architectures ['X'] are not supported for now. Supported: x"),
@@ -265,8 +265,8 @@ LAST_WORDS = [
     (
         K.OUT_OF_MEMORY,
         (
-            f"{_IN_CORE}ValueError: Available memory on node 0 (3.0/12.71 GiB) on startup is less than desired CPU memory "
-            "utilization (0.92, 11 GiB)"
+            f"{_IN_CORE}ValueError: Available memory on node 0 (3.0/12.71 GiB) on startup is less than desired CPU "
+            "memory utilization (0.92, 11 GiB)"
         ),
     ),
     (K.CRASH, "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"),

@@ -1,0 +1,164 @@
+"""The same expectations of what looks like vLLM and of the real one.
+
+A real start takes half a minute, so the real one is shared by all tests that leave it running; one of them ends it.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+import fake_engine
+import vllm_world
+from engine_process import Running, running
+from modelsupd.core.events import FailureClass, Outcome, ProbeKind
+from modelsupd.core.spec import Argument, Engine, ModelSpec
+from modelsupd.engines import vllm_flags as flags
+from modelsupd.engines import vllm_help
+from modelsupd.engines.base import Drifting, adapter
+from waiting import until
+
+BOTH = ["fake", pytest.param("real", marks=pytest.mark.real)]
+
+
+class Kind:
+    """One of the two, and what a declaration needs so that both do the same."""
+
+    def __init__(self, name: str) -> None:
+        self.real = name == "real"
+        self.folder = Path(tempfile.mkdtemp(prefix="v"))  # short, as sockets need it
+        self.python = vllm_world.interpreter() if self.real else str(fake_engine.install_vllm(self.folder))
+        self.weights = vllm_world.weights(self.folder / "tiny", 8192)
+
+    def place(self, name: str) -> Path:
+        place = self.folder / name
+        place.mkdir()
+        return place
+
+    def spec(self, **args: Argument) -> ModelSpec:
+        slow: dict[str, Argument] = {} if self.real else {"token_s": 0.001}
+        real: dict[str, Argument] = {"kv_cache_memory_bytes": 67108864} if self.real else {}
+        return ModelSpec(
+            engine=Engine.VLLM, weights=str(self.weights), args={"enforce_eager": True, **slow, **real, **args}
+        )
+
+    def running(self, name: str, **args: Argument) -> AbstractContextManager[Running]:
+        return running("qwen3:8b", self.spec(**args), self.place(name), binary=self.python)
+
+
+@pytest.fixture(scope="module", params=BOTH)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return Kind(request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(kind: Kind) -> Iterator[Running]:
+    with kind.running("ready") as one:
+        until(lambda: one.probe(ProbeKind.START)[0] is Outcome.TOKENS, vllm_world.START_S, one.log)
+        yield one
+
+
+def head(engine: Running, body: dict[str, object]) -> bytes:
+    with engine.post("/v1/completions", body) as client:
+        return client.recv(65536)
+
+
+def test_it_generates_under_its_own_name_and_no_other(engine: Running) -> None:
+    assert engine.probe(ProbeKind.START)[1] == "POST /v1/completions: 4 tokens generated"
+    assert b'"qwen3:8b"' in head(engine, {"model": "qwen3:8b", "prompt": "hi", "max_tokens": 1})
+    assert b" 404 " in head(engine, {"model": "another", "prompt": "hi", "max_tokens": 1})
+
+
+def test_counters_grow_with_what_is_delivered(engine: Running) -> None:
+    outcome, _, before, in_flight, _ = engine.probe(ProbeKind.ALIVE)
+    assert (outcome, in_flight) == (Outcome.ANSWERED, 0)
+    engine.probe(ProbeKind.GENERATION)
+    # They are told after the answer.
+    until(lambda: (engine.probe(ProbeKind.ALIVE)[2] or 0) >= (before or 0) + 4)
+
+
+def stream(engine: Running) -> socket.socket:
+    ask = {"model": "qwen3:8b", "prompt": "hi", "stream": True, "max_tokens": 8000}
+    client = engine.post("/v1/completions", ask)
+    seen = b""
+    while b"data: {" not in seen:
+        seen += client.recv(65536)
+    return client
+
+
+def test_a_stream_is_in_flight_until_its_client_goes(engine: Running) -> None:
+    with stream(engine):
+        until(lambda: engine.probe(ProbeKind.ALIVE)[3] == 1)
+        before = engine.probe(ProbeKind.ALIVE)[2] or 0
+        until(lambda: (engine.probe(ProbeKind.ALIVE)[2] or 0) > before, what="tokens are delivered")
+    until(lambda: engine.probe(ProbeKind.ALIVE)[3] == 0, what="the request is let go")
+
+
+def test_progress_is_told_in_its_own_words(engine: Running) -> None:
+    assert engine.adapter.progress(engine.log()) is not None
+    assert "Starting to load model" in engine.log()
+
+
+def test_health_is_answered(engine: Running) -> None:
+    with engine.post("/health", {}) as client:
+        assert client.recv(100).startswith(b"HTTP/1.1 ")
+
+
+def test_sigterm_with_a_stream_ends_it_at_once_with_exit_0(engine: Running) -> None:
+    with stream(engine) as client:
+        engine.process.terminate()
+        assert engine.process.wait(10) == 0
+        client.settimeout(10)
+        rest = b"".join(iter(lambda: client.recv(65536), b""))
+        assert b'"length"' not in rest.replace(b" ", b""), "it was cut"
+    assert Path(engine.socket_path).exists()
+    assert engine.probe(ProbeKind.ALIVE)[0] is Outcome.REFUSED
+
+
+def test_while_it_loads_nobody_listens_and_sigterm_is_swallowed(kind: Kind) -> None:
+    slow: dict[str, Argument] = {} if kind.real else {"load_s": 60}
+    begun = "Initializing a V1 LLM engine" if kind.real else "Starting to load model"
+    with kind.running("loading", **slow) as engine:
+        until(lambda: begun in engine.log(), vllm_world.START_S, engine.log)
+        assert engine.probe(ProbeKind.START)[0] is Outcome.REFUSED
+        engine.process.terminate()
+        with pytest.raises(subprocess.TimeoutExpired):
+            engine.process.wait(3 if kind.real else 0.3)
+
+
+def test_a_stale_socket_file_is_an_address_in_use(kind: Kind) -> None:
+    place = kind.place("stale")
+    (place / "e.sock").touch()
+    with running("m", kind.spec(), place, binary=kind.python) as engine:
+        assert engine.process.wait(vllm_world.START_S) == 1
+        assert engine.classify().kind is FailureClass.ADDRESS_IN_USE, engine.log()
+
+
+def test_a_flag_it_does_not_know_is_a_bad_flag(kind: Kind) -> None:
+    with kind.running("flag", no_such_flag=3) as engine:
+        assert engine.process.wait(vllm_world.START_S) == 2
+        failure = engine.classify()
+        assert failure.kind is FailureClass.BAD_FLAG, engine.log()
+        assert "unrecognized arguments: --no-such-flag" in failure.detail
+
+
+@pytest.mark.real
+def test_every_flag_in_the_tables_exists() -> None:
+    vllm = adapter(Engine.VLLM)
+    assert isinstance(vllm, Drifting)
+    done = subprocess.run([vllm_world.interpreter(), *vllm.help], capture_output=True, text=True, check=True)
+    known = vllm_help.read(done.stdout)
+    assert len(known) > 300
+    owned = set(flags.OWNED) - {"model_tag"}  # positional
+    for names in (owned, set(flags.SHORT.values()), set(flags.ELSEWHERE.values()), flags.KV_SIZE, flags.WHOLE):
+        assert names - known.keys() == set()
+    assert set(flags.PARALLEL) <= known.keys()
+    # Of what may be given, nothing else begins an owned flag, or it would be refused for no reason.
+    beginnings = {name for name in known for own in owned if own.startswith(name) and name not in flags.OWNED}
+    assert beginnings <= flags.WHOLE, beginnings
