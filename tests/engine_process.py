@@ -113,7 +113,8 @@ def running(
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Kill an engine and whatever it has started, and remove what they shared, as its shim would."""
-    group = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if session_of(pid) == process.pid]
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    group = [pid for pid in pids if session_of(pid) == process.pid]
     shared = debris.shared_by(group)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -171,7 +171,7 @@ def test_interpreters() -> None:
 
 def path(kind: ProbeKind, declared: ModelSpec) -> str | None:
     request = VLLM.request(kind, "m", declared)
-    return request and request.path
+    return request.path if request else None
 
 
 def test_probes() -> None:

@@ -14,6 +14,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 from modelsupd.core.events import Failure, FailureClass
@@ -23,6 +25,8 @@ from modelsupd.runtime import modules
 
 #: An answer that takes longer is gone without: the engine itself says what it does not know, and is not started again.
 TIMEOUT_S = 25.0
+
+_ASKING = threading.Lock()
 
 
 def problems(
@@ -46,7 +50,7 @@ def failure(spec: ModelSpec, python: str, origin: str, state_dir: Path) -> Failu
     kind = adapter(spec.engine)
     if not isinstance(kind, Drifting) or not spec.args:
         return None
-    told = _kept(python, origin, state_dir) or _asked(python, origin, kind, spec, state_dir, TIMEOUT_S)
+    told = _kept_or_asked(python, origin, kind, spec, state_dir, TIMEOUT_S)
     found = kind.drift(spec, told) if told else []
     words = "; ".join(f"{'.'.join(problem.path)} = {problem.value!r} {problem.why}" for problem in found)
     return Failure(FailureClass.BAD_FLAG, f"{words} ({python})") if found else None
@@ -60,7 +64,17 @@ def _told(python: str, kind: Drifting, spec: ModelSpec, state_dir: Path, timeout
         return None
     if not origin:
         return None
-    return _kept(python, origin, state_dir) or _asked(python, origin, kind, spec, state_dir, timeout_s)
+    return _kept_or_asked(python, origin, kind, spec, state_dir, timeout_s)
+
+
+def _kept_or_asked(
+    python: str, origin: str, kind: Drifting, spec: ModelSpec, state_dir: Path, timeout_s: float
+) -> str | None:
+    kept = _kept(python, origin, state_dir)
+    if kept is None:
+        with _ASKING:  # of many replicas that start together one asks, and the others find its answer
+            kept = _kept(python, origin, state_dir) or _asked(python, origin, kind, spec, state_dir, timeout_s)
+    return kept
 
 
 def _env(spec: ModelSpec) -> dict[str, str]:
@@ -82,18 +96,18 @@ def _kept(python: str, origin: str, state_dir: Path) -> str | None:
 
 
 def _asked(python: str, origin: str, kind: Drifting, spec: ModelSpec, state_dir: Path, timeout_s: float) -> str | None:
-    # A terminal's width would break what is read; the home is none, so that nothing is written there.
-    env = {**_env(spec), "HOME": "/nonexistent", "COLUMNS": "100", "NO_COLOR": "1", "DO_NOT_TRACK": "1"}
     try:
-        done = subprocess.run(  # noqa: S603 - the operator's interpreter, which is about to be run as an engine
-            [python, *kind.help],
-            env=env,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=True,
-        )
+        with tempfile.TemporaryDirectory(prefix="modelsupd-") as home:
+            done = subprocess.run(  # noqa: S603 - the operator's interpreter, which is about to be run as an engine
+                [python, *kind.help],
+                # A terminal's width would break what is read.
+                env={**_env(spec), "HOME": home, "COLUMNS": "100", "NO_COLOR": "1", "DO_NOT_TRACK": "1"},
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_s,
+                check=True,
+            )
     except (OSError, subprocess.SubprocessError):
         return None
     told = done.stdout.decode(errors="replace")
