@@ -113,6 +113,16 @@ def test_a_socket_path_that_the_kernel_would_refuse(tmp_path: Path) -> None:
         load(file, runtime_dir=Path("/" + "r" * longest), host=host(tmp_path))
 
 
+def test_where_vllm_runs_a_runtime_directory_has_room_for_its_own_sockets(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text('[models.m]\nengine = "vllm"\nweights = "w"\n')
+    longest = 107 - len("/runs/0123456789ab-123456/") - len("00000000-0000-0000-0000-000000000000")
+    fits = Path("/" + "r" * (longest - 1))
+    assert load(file, runtime_dir=fits, host=host(tmp_path)).runtime_dir == fits
+    with pytest.raises(ConfigError, match=rf"too long for unix sockets .* {longest + 1} bytes, at most {longest}; set"):
+        load(file, runtime_dir=Path("/" + "r" * longest), host=host(tmp_path))
+
+
 def test_directories_are_found_although_the_models_are_broken(tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text('[daemon]\nstate_dir = "s"\nlog_level = "loud"\n[models.x]\nengine = "nonsense"\n')

@@ -50,7 +50,7 @@ def test_it_is_started_as_declared_and_asked_for_its_flags_once(place: Path, tin
         asked_at = file.stat().st_mtime_ns
 
         # An exit with 0 that nobody asked for is a crash, as of a server whose engine died.
-        fake(ready["endpoint"], exit_after_s=0)
+        fake(ready["endpoint"], exit_after_s=0.2)
         assert daemon.until_phase("ready", run=2)["restarts"] == 1
         assert "exit code 0" in whys(daemon)
         assert [path.stat().st_mtime_ns for path in kept(daemon)] == [asked_at]
