@@ -24,8 +24,12 @@ import mmap, os, sys, time
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
 os.ftruncate(fd, 4096)
 held = mmap.mmap(fd, 4096)
-if sys.argv[2] == "mapped":
+if sys.argv[2] != "open":
     os.close(fd)
+if sys.argv[2] == "renamed":
+    os.rename(sys.argv[1], sys.argv[1] + "-")
+    os.link(sys.argv[1] + "-", sys.argv[1])
+    os.unlink(sys.argv[1] + "-")
 os.write(1, b"there\\n")
 time.sleep(1000)
 """
@@ -46,7 +50,7 @@ def opened(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-@pytest.mark.parametrize("how", ["open", "mapped"])
+@pytest.mark.parametrize("how", ["open", "mapped", "renamed"])
 def test_a_killed_run_leaves_none_of_it(how: str, name: Path) -> None:
     async def scenario(site: Site) -> None:
         process = await site.processes.spawn(site.launch(*PYTHON, HOLDS, str(name), how))

@@ -20,8 +20,8 @@ SUN_PATH_BYTES = 108
 #: The longest path below the runtime directory: 12 hex digits of the replica's hash, a run number of 10 digits.
 _LONGEST_SOCKET = f"runs/{'0' * 12}-{'0' * 10}/engine.sock"
 
-#: The same where vLLM runs, whose processes talk through sockets that are named by a UUID. A million runs of one replica
-#: are more than it lives to see, and four bytes are what some home directories need.
+#: The same where vLLM runs, whose processes talk through sockets that are named by a UUID. No replica lives to see a
+#: million runs, and four bytes are what some home directories need.
 LONGEST_OF_VLLM = f"runs/{'0' * 12}-{'0' * 6}/{'0' * 36}"
 
 

@@ -24,25 +24,24 @@ Found = dict[str, int]
 
 def shared_by(pids: Iterable[int]) -> Found:
     """Return what these processes have open or mapped below /dev/shm, of what is there and ours."""
-    there = _ours()
+    there = {inode: path for path, inode in _ours().items()}
     if not there:  # nearly always, and then no process has to be looked at
         return {}
-    found: Found = {}
-    for pid in pids:
-        for path, inode in _used(pid):
-            if there.get(path) == inode:
-                found[path] = inode
-    return found
+    # By inode, for a semaphore is made under another name than it is known by (sem_open in glibc).
+    return {there[inode]: inode for pid in pids for inode in (*_open(pid), *_mapped(pid)) if inode in there}
 
 
 def remove(found: Found) -> list[str]:
-    """Unlink what nobody has open any more; return the paths of what was removed."""
+    """Unlink what nobody else has open any more; return the paths of what was removed."""
     if not found:
         return []
-    held = set(_open_by_others())
+    # By descriptors alone: a process that cannot be woken may hold its map locked, and whoever reads that waits for it.
+    others = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+    held = {inode for pid in others for inode in _open(pid)}
+    there = _ours()
     removed = []
     for path, inode in found.items():
-        if path not in held and _ours().get(path) == inode:
+        if inode not in held and there.get(path) == inode:
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 removed.append(path)
@@ -60,26 +59,18 @@ def _ours() -> Found:
     return found
 
 
-def _used(pid: int) -> Iterable[tuple[str, int]]:
-    """Yield path and inode of each file below /dev/shm that a process has open or mapped (proc(5))."""
+def _open(pid: int) -> Iterable[int]:
+    """Yield the inode of each file below /dev/shm that a process has open (proc(5))."""
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
-                path = os.readlink(f"/proc/{pid}/fd/{fd}")
-                if path.startswith(SHM):
-                    yield path, os.stat(f"/proc/{pid}/fd/{fd}").st_ino
+                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(SHM):
+                    yield os.stat(f"/proc/{pid}/fd/{fd}").st_ino
+
+
+def _mapped(pid: int) -> Iterable[int]:
+    """Yield the inode of each that it has mapped, under whatever name it had then."""
     for line in (tree.read_file(f"/proc/{pid}/maps") or b"").splitlines():
-        if SHM.encode() in line:
-            row = line.split(None, 5)
-            if len(row) == 6:  # noqa: PLR2004 - address perms offset dev inode pathname
-                yield os.fsdecode(row[5]), int(row[4])
-
-
-def _open_by_others() -> Iterable[str]:
-    # By descriptors alone: a process that cannot be woken may hold its map locked, and whoever reads that waits for it.
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):
-                for fd in os.listdir(f"/proc/{name}/fd"):
-                    with contextlib.suppress(OSError):
-                        yield os.readlink(f"/proc/{name}/fd/{fd}")
+        row = line.split(None, 5)  # address perms offset dev inode pathname
+        if len(row) == 6 and row[5].startswith(SHM.encode()):  # noqa: PLR2004 - the same
+            yield int(row[4])
