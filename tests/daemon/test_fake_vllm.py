@@ -40,7 +40,8 @@ def test_it_is_started_as_declared_and_asked_for_its_flags_once(place: Path, tin
     with host(place, model(place, tiny)) as daemon:
         ready = daemon.until_phase("ready")
         told = fake(ready["endpoint"])
-        assert told["argv"][1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", str(tiny)]
+        assert told["argv"][1:4] == ["-m", "vllm.entrypoints.cli.main", "serve"]
+        assert (Path(told["argv"][4]) / "config.json").resolve() == (tiny / "config.json").resolve()
         assert told["argv"][-2:] == ["--max-model-len", "64"]
         run_dir = Path(ready["endpoint"].removeprefix("unix:")).parent
         assert told["environ"]["VLLM_RPC_BASE_PATH"] == str(run_dir)

@@ -7,7 +7,6 @@ from typing import Any
 
 from modelsupd.core.spec import Problem
 
-
 WORKERS = (
     "there is one worker, and no setting for more: how several would share the limits of requests is not designed yet"
 )
