@@ -17,7 +17,7 @@ import httptools
 
 from modelsupd.engines.base import Request
 
-#: An answer to a probe that is longer than this is broken: the largest known, llama-server's /metrics, has 3 KiB.
+#: An answer to a probe that is longer than this is broken: the largest known, vLLM's /metrics, has 48 KiB.
 MAX_BODY_BYTES = 1024 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
 
