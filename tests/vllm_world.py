@@ -15,6 +15,7 @@ import pytest
 import tiny_llama
 import vllm_cpu
 from hosts import Host, alive
+from modelsupd.runtime.shim import debris
 from waiting import until
 
 #: A start takes half a minute on two quiet cores, nearly all of it imports, and several times that on busy ones.
@@ -79,6 +80,7 @@ class Tree:
             for child in map(int, children):
                 self.all[child] = Path(f"/proc/{child}/comm").read_text().strip()
                 below.append(child)
+        self.shared = debris.shared_by(self.all)
 
     def named(self, name: str) -> int:
         """Return the pid of the process of that name; /proc/PID/comm holds its first 15 characters."""
@@ -97,10 +99,9 @@ class Tree:
         """Return those that still live."""
         return {pid: comm for pid, comm in self.all.items() if alive(pid)}
 
-
-def shared() -> set[str]:
-    """Return the names in /dev/shm."""
-    return {path.name for path in Path("/dev/shm").iterdir()}
+    def left_in_memory(self) -> list[str]:
+        """Return what is still in /dev/shm of what they had there when they were looked at."""
+        return [path for path in self.shared if Path(path).exists()]
 
 
 def ask(endpoint: str, method: str, path: str, body: dict[str, object] | None = None) -> tuple[int, bytes]:

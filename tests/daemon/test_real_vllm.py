@@ -16,7 +16,7 @@ import pytest
 
 from hosts import Host, alive, host, whys
 from modelsupd.runtime.shim.tree import TOKEN_NAME
-from vllm_world import START_S, Stream, Tree, ask, interpreter, keep_help, model, shared, weights
+from vllm_world import START_S, Stream, Tree, ask, interpreter, keep_help, model, weights
 from waiting import until
 
 pytestmark = pytest.mark.real
@@ -79,7 +79,6 @@ def test_truncated_weights_never_reach_it(place: Path, python: str, known: Path)
 
 
 def test_it_generates_outlives_the_daemon_and_drains(place: Path, python: str, tiny: Path, known: Path) -> None:
-    before = shared()
     with host(place, model(python, tiny), start=False) as daemon:
         keep_help(known, daemon)
         daemon.start()
@@ -122,11 +121,10 @@ def test_it_generates_outlives_the_daemon_and_drains(place: Path, python: str, t
         assert tree.left() == {}
         assert "exit code 0" in whys(daemon)
         assert "crash" not in whys(daemon)
-    assert shared() <= before
+        assert tree.left_in_memory() == []
 
 
 def test_hung_killed_and_dead_inside_it_is_replaced_whole(place: Path, python: str, tiny: Path, known: Path) -> None:
-    before = shared()
     with host(place, model(python, tiny), start=False) as daemon:
         keep_help(known, daemon)
         daemon.start()
@@ -134,8 +132,7 @@ def test_hung_killed_and_dead_inside_it_is_replaced_whole(place: Path, python: s
 
         # A stopped worker: politeness goes on, generation does not.
         tree = Tree(first["pid"])
-        mapped = shared() - before
-        assert any(name.startswith("psm_") for name in mapped), mapped
+        assert any("/psm_" in path for path in tree.shared), tree.shared
         stopped_at = time.monotonic()
         os.kill(tree.worker, signal.SIGSTOP)
         assert ask(first["endpoint"], "GET", "/health")[0] == 200
@@ -145,14 +142,14 @@ def test_hung_killed_and_dead_inside_it_is_replaced_whole(place: Path, python: s
         until(lambda: not tree.left(), timeout_s=5, what=lambda: str(tree.left()))
         assert "hung: no answer" in whys(daemon)
         daemon.until_phase("starting", run=2)
-        assert not shared() & mapped, "what was killed has left nothing in memory"
+        assert tree.left_in_memory() == [], "what was killed has left nothing in memory"
 
         # The server killed: what it leaves behind is gone before the next start.
         second = daemon.until_phase("ready", run=2, timeout_s=START_S)
         tree = Tree(second["pid"])
         os.kill(tree.leader, signal.SIGKILL)
         daemon.until_phase("starting", run=3)
-        assert tree.left() == {}
+        assert (tree.left(), tree.left_in_memory()) == ({}, [])
         assert "killed by signal 9" in whys(daemon)
 
         # Its engine killed: the server exits with 0, which nobody had asked it to.
@@ -161,7 +158,7 @@ def test_hung_killed_and_dead_inside_it_is_replaced_whole(place: Path, python: s
         os.kill(tree.core, signal.SIGKILL)
         daemon.until_phase("starting", run=4, timeout_s=30)
         assert "exit code 0; " in whys(daemon)
-        assert tree.left() == {}
+        assert (tree.left(), tree.left_in_memory()) == ({}, [])
         assert daemon.replica()["restarts"] == 3
 
         # Stopped while it loads, where it swallows SIGTERM: it is gone within load_term_timeout_s and a moment.
@@ -172,8 +169,7 @@ def test_hung_killed_and_dead_inside_it_is_replaced_whole(place: Path, python: s
         daemon.client.command("stop", "m")
         daemon.until_phase("stopped")
         assert time.monotonic() - asked_at < 1 + 3
-        assert tree.left() == {}
-    assert shared() <= before
+        assert (tree.left(), tree.left_in_memory()) == ({}, [])
 
 
 def test_a_cache_too_small_is_failed_at_once_with_its_own_advice(
