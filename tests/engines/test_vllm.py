@@ -100,6 +100,9 @@ def test_several_gpus_are_one_engine_unless_it_is_said_how() -> None:
     assert argv(ModelSpec(engine=Engine.VLLM, weights="w", gpus=2)) == "--tensor-parallel-size 2"
     said = ModelSpec(engine=Engine.VLLM, weights="w", gpus=2, args={"pipeline_parallel_size": 2})
     assert argv(said) == "--pipeline-parallel-size 2"
+    given = ModelSpec(engine=Engine.VLLM, weights="w", gpus=("GPU-a", "GPU-b"))
+    assert argv(given) == "--tensor-parallel-size 2"
+    assert VLLM.command("m", given, binary="p", files=Files("w")).env["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
 
 
 @pytest.mark.parametrize(

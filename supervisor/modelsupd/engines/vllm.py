@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from modelsupd.core.events import Exit, Failure, FailureClass, Outcome, ProbeKind
-from modelsupd.core.spec import Argument, Engine, EngineSpec, ModelSpec, ProbeRequest, Problem
+from modelsupd.core.spec import Argument, Engine, EngineSpec, ModelSpec, ProbeRequest, Problem, gpu_count
 from modelsupd.engines import patterns, vllm_help
 from modelsupd.engines import vllm_flags as flags
 from modelsupd.engines.base import (
@@ -167,8 +167,8 @@ class VllmAdapter:
         argv = [binary, *_SERVE, files.weights or "", "--uds", "{socket}", "--served-model-name", name]
         argv += ["--disable-uvicorn-access-log"]
         given = {_key(key): value for key, value in spec.args.items()}
-        if spec.gpus > 1 and not given.keys() & {*flags.PARALLEL}:
-            argv += ["--tensor-parallel-size", str(spec.gpus)]
+        if gpu_count(spec) > 1 and not given.keys() & {*flags.PARALLEL}:
+            argv += ["--tensor-parallel-size", str(gpu_count(spec))]
         if "data_parallel_size" in given:
             argv += ["--api-server-count", "1"]  # or it would be as many, of which each has a part of the counters
         for key, value in given.items():
