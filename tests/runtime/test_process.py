@@ -176,15 +176,19 @@ def test_a_stopped_engine_is_killed() -> None:
 ORPHAN = """
 import os, signal, sys, time
 def away():
+    there, tell = os.pipe()
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             if "deaf" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if "nameless" in sys.argv: os.execve("/bin/sleep", ["sleep", "1000"], {})
             print(os.getpid(), flush=True)
+            os.write(tell, b".")
             time.sleep(1000)
         os._exit(0)
     os.wait()
+    os.close(tell)
+    os.read(there, 1)
 away()
 if "stay" in sys.argv: time.sleep(1000)
 if "hold" in sys.argv: sys.stdin.readline()
@@ -194,7 +198,7 @@ if "hold" in sys.argv: sys.stdin.readline()
 @pytest.mark.parametrize("kind", ["", "deaf"])
 def test_a_grandchild_in_a_session_of_its_own_ends_with_the_engine(kind: str) -> None:
     async def test(site: Site) -> None:
-        await site.processes.spawn(site.launch(*PYTHON, ORPHAN + "\ntime.sleep(0.05); sys.exit(7)", kind))
+        await site.processes.spawn(site.launch(*PYTHON, ORPHAN + "\nsys.exit(7)", kind))
         ended = await site.processes.wait("tiny/0", 1)
         (orphan,) = await site.numbers(1)
         assert (ended.exit.code, ended.cleared, ended.pids_left) == (7, True, ())
