@@ -98,3 +98,7 @@ def test_gone_and_still() -> None:
     assert all_still([replica()])
     assert not all_still([replica(), replica(Resolving(0, 1), last_run=1)])
     assert replica().history == History()
+
+
+def test_per_gpu_makes_no_replica_where_no_gpu_is_known() -> None:
+    assert replica_names("m", Declared(replace(SPEC, gpus=1, replicas="per-gpu"), DIGEST)) == ()

@@ -54,6 +54,23 @@ def test_spreads_to_where_most_is_left_and_packs_to_where_least_is() -> None:
     assert where(place(gpus(8, 10, 9), [], [claim(size=9, pack=True)])) == {"a/0": [2]}
 
 
+def test_where_taking_one_after_another_leaves_something_other_ways_are_tried() -> None:
+    """Also for one that has to be on a certain GPU; and what was tried and taken back there keeps nobody off."""
+    apart = [claim("a/0", 3, uuids=("GPU-0",)), claim("b/0", 4, apart=frozenset({"a"})), claim("c/0", 7, pack=True)]
+    assert where(place(gpus(12, 8), [], apart)) == {"a/0": [0], "b/0": [1], "c/0": [0]}
+    packed = [
+        claim("a/0", 6, pack=True, apart=frozenset({"d"})),
+        claim("b/0", 2, pack=True, apart=frozenset({"a"})),
+        claim("c/0", 7, pack=True),
+    ]
+    assert where(place(gpus(8, 10), [], packed)) == {"a/0": [0], "b/0": [1], "c/0": [1]}
+
+
+def test_a_claim_of_which_nothing_is_said_takes_nothing() -> None:
+    full = [held("b/0", 0, size=8)]
+    assert where(place(gpus(8), full, [Claim(name="a/0", model="a")])) == {"a/0": [0]}
+
+
 def test_what_runs_stays_and_counts() -> None:
     running = [held("a/0", 0, size=6)]
     assert where(place(gpus(8, 4), running, [claim("b/0", 3)])) == {"b/0": [1]}

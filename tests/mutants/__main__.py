@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     verdicts.sort(key=lambda verdict: order[str(verdict.mutant)])
     survived = [str(verdict.mutant) for verdict in verdicts if verdict.fate == "survived"]
     compared = survivors.compare(justified, known, list(order), survived)
-    result = Result(tuple(verdicts), compared, time.monotonic() - began_at)
+    result = Result(tuple(verdicts), compared, time.monotonic() - began_at, sampled=bool(options.sample))
     sys.stdout.write(f"{json.dumps(result.plain(), indent=1) if options.json else result}\n")
     return 0 if result.passed else 1
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from mutants import survivors
-from mutants.campaign import sample
+from mutants.campaign import Result, sample
 from mutants.operators import OPERATORS
+from mutants.pool import Fate, Verdict
+from mutants.survivors import Compared
 from mutants.walk import Mutant, applied, mutants
 
 HERE = Path(__file__).parent
@@ -371,6 +373,23 @@ def test_a_judge_that_breaks_is_no_verdict(house: Path) -> None:
     )
     status, words = run(house)
     assert (status, words) == (2, "cannot judge mutants: no verdict on the core as it is: OSError('no space')\n")
+
+
+def test_a_sample_is_judged_by_its_rate_and_a_whole_run_by_each_survivor() -> None:
+    killed = tuple(Verdict(None, "killed", "a test", 0.1) for _ in range(99))
+    cases: tuple[tuple[Fate, bool, bool], ...] = (
+        ("survived", True, True),
+        ("survived", False, False),
+        ("killed", False, True),
+    )
+    for last, sampled, passed in cases:
+        unjustified = ("m:f:constant: 0 → 1",) if last == "survived" else ()
+        compared = Compared(unjustified, (), ())
+        assert Result((*killed, Verdict(None, last, "", 0.1)), compared, 1.0, sampled=sampled).passed is passed
+    wrong = Compared((), ("listed and killed",), ())
+    assert not Result(killed, wrong, 1.0, sampled=True).passed
+    few = (*killed[:90], *(Verdict(None, "survived", "", 0.1) for _ in range(10)))
+    assert not Result(few, Compared((), (), ()), 1.0, sampled=True).passed
 
 
 def test_a_sample_of_one_module_and_the_list(house: Path) -> None:

@@ -57,10 +57,9 @@ def end(replica: Replica, cause: Cause, words: str, now: float) -> Step:
 def part(replica: Replica, cause: Cause, words: str, now: float) -> Step:
     """Send SIGTERM to what has nothing to finish any more, unless it has to wait for a load on its GPU."""
     phase, limit_s = replica.phase, replica.spec.stop.beside_load_timeout_s
-    held = isinstance(phase, Draining) and phase.held
     waits = replica.beside and limit_s > 0 and replica.halt is Halt.NO and isinstance(cause, Reason)
     # Two that load on one GPU are found by a daemon whose journal is behind: one of them may be ready for long.
-    if waits and not held and isinstance(phase, Starting | Ready | Draining):
+    if waits and isinstance(phase, Starting | Ready | Draining):
         until = now + limit_s
         since = phase.since if isinstance(phase, Draining) else now
         draining = Draining(since, phase.process, cause, until, next_at=until, held=True)
