@@ -83,7 +83,8 @@ def test_counters_grow_with_what_is_delivered(engine: Running) -> None:
 
 
 def stream(engine: Running) -> socket.socket:
-    ask = {"model": "qwen3:8b", "prompt": "hi", "stream": True, "max_tokens": 8000}
+    # Eight answers at once: on a quiet machine one alone is over too soon to be looked at.
+    ask = {"model": "qwen3:8b", "prompt": "hi", "stream": True, "max_tokens": 8000, "n": 8}
     client = engine.post("/v1/completions", ask)
     seen = b""
     while b"data: {" not in seen:
@@ -93,7 +94,7 @@ def stream(engine: Running) -> socket.socket:
 
 def test_a_stream_is_in_flight_until_its_client_goes(engine: Running) -> None:
     with stream(engine):
-        until(lambda: engine.probe(ProbeKind.ALIVE)[3] == 1)
+        until(lambda: (engine.probe(ProbeKind.ALIVE)[3] or 0) >= 1)
         before = engine.probe(ProbeKind.ALIVE)[2] or 0
         until(lambda: (engine.probe(ProbeKind.ALIVE)[2] or 0) > before, what="tokens are delivered")
     until(lambda: engine.probe(ProbeKind.ALIVE)[3] == 0, what="the request is let go")
