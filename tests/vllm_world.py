@@ -128,8 +128,10 @@ class Stream:
 
         until(listens, what=daemon.said)
         self.connection = http.client.HTTPConnection(daemon.client.status()["gateway"]["listen"][0], timeout=60)
-        asked = {"model": "m", "stream": True, "max_tokens": tokens, "messages": [{"role": "user", "content": "x"}]}
+        asked: dict[str, object] = {"model": "m", "stream": True, "max_tokens": tokens}
+        asked["messages"] = [{"role": "user", "content": "x"}]
         headers = {"Content-Type": "application/json"}
+        asked["stream_options"] = {"include_usage": True}
         self.connection.request("POST", "/v1/chat/completions", json.dumps(asked), headers)
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200, self.answer.read()
@@ -142,16 +144,14 @@ class Stream:
                 yield line.removeprefix(b"data:").strip().decode()
         self.connection.close()
 
-    def is_whole(self, tokens: int) -> bool:
-        """Read to the end, and tell whether all tokens came, a finish_reason, and [DONE]."""
+    def ending(self) -> tuple[str, int, str]:
+        """Read to the end; return the finish_reason, how many tokens vLLM counted, and the last event."""
         events = list(self.events())
-        if not events or events[-1] != "[DONE]":
-            return False
-        chunks = [json.loads(event)["choices"] for event in events[:-1]]
-        ends = [choices[0]["finish_reason"] for choices in chunks if choices]
-        texts = [choices for choices in chunks if choices and choices[0]["delta"].get("content")]
-        # Now and then two tokens come in one event.
-        return ends[-1] == "length" and len(texts) > tokens // 2
+        chunks = [json.loads(event) for event in events if event != "[DONE]"]
+        reasons = [choice["finish_reason"] for chunk in chunks for choice in chunk.get("choices", ())]
+        # Not by the number of events: when the client is slow, several tokens come in one.
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks if chunk.get("usage")]
+        return (reasons or [""])[-1] or "", (counts or [0])[-1], (events or [""])[-1]
 
 
 def keep_help(known: Path, daemon: Host) -> None:

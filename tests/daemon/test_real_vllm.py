@@ -109,13 +109,13 @@ def test_it_generates_outlives_the_daemon_and_drains(place: Path, python: str, t
         daemon.start()
         again = daemon.until_phase("ready")
         assert (again["pid"], again["run"]) == (ready["pid"], 1)
-        assert stream.is_whole(1200)
+        assert stream.ending() == ("length", 1200, "[DONE]")
         assert daemon.replica()["run"] == 1
 
         # SIGTERM of the daemon lets the stream come to its own end.
         stream = Stream(daemon, tokens=600)
         daemon.send(signal.SIGTERM)
-        assert stream.is_whole(600)
+        assert stream.ending() == ("length", 600, "[DONE]")
         assert daemon.daemon is not None
         assert daemon.daemon.wait(30) == 0
         assert tree.left() == {}
