@@ -34,7 +34,10 @@ def test_a_killed_writer_loses_nothing_that_it_told(tmp_path: Path) -> None:
     directory = tmp_path / "journal"
     lives: list[list[dict[str, Any]]] = []
     for life in range(6):
-        process = subprocess.Popen([*PROGRAM, "endless", str(directory)], env=ENVIRONMENT, stdout=subprocess.PIPE)
+        # Unbuffered: what a buffer holds when the lines are counted is nothing that `communicate` returns.
+        process = subprocess.Popen(
+            [*PROGRAM, "endless", str(directory)], env=ENVIRONMENT, stdout=subprocess.PIPE, bufsize=0
+        )
         try:
             assert process.stdout is not None
             told = [json.loads(process.stdout.readline()) for _ in range(20 + 37 * life)]

@@ -80,7 +80,7 @@ def test_the_hf_command_accepts_it(mock: MockHub, place: Path) -> None:
     environ = {"PATH": os.environ["PATH"], "HOME": str(place), "HF_HUB_CACHE": str(place / "hub")}
     for words, expected in ((["ls"], NAME), (["verify", NAME], "5 ")):
         done = subprocess.run(
-            [Path(sys.executable).parent / "hf", "cache", *words],
+            [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()", "cache", *words],
             env={**environ, "HF_ENDPOINT": mock.url},
             capture_output=True,
             text=True,
