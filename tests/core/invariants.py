@@ -7,7 +7,9 @@ import json
 from modelsupd.core.actions import Abandon, Action, Spawn
 from modelsupd.core.events import (
     Cleared,
+    Demanded,
     Event,
+    Evicted,
     Exited,
     Removed,
     Respecified,
@@ -22,7 +24,6 @@ from modelsupd.core.phases import (
     Backoff,
     Clearing,
     Failed,
-    Halt,
     Live,
     Replica,
     Resolving,
@@ -30,7 +31,6 @@ from modelsupd.core.phases import (
     Stopped,
     Stopping,
     Waiting,
-    Want,
     phase_name,
 )
 from modelsupd.core.record import durable, restore
@@ -48,11 +48,7 @@ def check_step(before: Replica, event: Event, after: Replica, actions: tuple[Act
     if isinstance(before.phase, Resolving) and after.phase is not before.phase:
         reported = getattr(event, "run", None) == before.last_run
         assert reported or Abandon(before.last_run) in actions, f"weights are fetched on although {event}"
-    if not isinstance(event, _OF_OPERATORS):
-        assert after.want is before.want, f"{event} changed what is wanted"
-    if not isinstance(event, Removed | Respecified):
-        assert after.removed is before.removed, f"{event} changed whether the replica is declared"
-    assert after.halt >= before.halt, "a daemon that goes does not come back"
+    _check_wishes(before, event, after)
     if isinstance(before.phase, Live) and not isinstance(after.phase, Live):
         assert isinstance(event, Exited), f"a running process was let go of by {event}"
     if isinstance(after.phase, Live):
@@ -67,6 +63,17 @@ def check_step(before: Replica, event: Event, after: Replica, actions: tuple[Act
     if type(after.phase) is not type(before.phase):
         assert after.reason, f"{phase_name(before.phase)} to {phase_name(after.phase)} without a reason"
     check_state(after, now)
+
+
+def _check_wishes(before: Replica, event: Event, after: Replica) -> None:
+    """Fail where something else than who may has changed what is wanted."""
+    if not isinstance(event, _OF_OPERATORS | Demanded | Evicted | Respecified):
+        assert after.demanded_by == before.demanded_by, f"{event} changed who asks for it"
+    if not isinstance(event, _OF_OPERATORS):
+        assert after.want is before.want, f"{event} changed what is wanted"
+    if not isinstance(event, Removed | Respecified):
+        assert after.removed is before.removed, f"{event} changed whether the replica is declared"
+    assert after.halt >= before.halt, "a daemon that goes does not come back"
 
 
 def check_state(replica: Replica, now: float) -> None:
@@ -112,6 +119,6 @@ def wanted_idle(replica: Replica) -> bool:
 
 def at_rest(replica: Replica) -> bool:
     """Tell whether a replica is where it is wanted: ready, or stopped."""
-    if replica.want is Want.UP and replica.halt is Halt.NO and not replica.removed:
+    if replica.runs_wanted:
         return phase_name(replica.phase) == "ready"
     return isinstance(replica.phase, Stopped)

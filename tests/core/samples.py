@@ -20,7 +20,7 @@ from modelsupd.core.events import (
 from modelsupd.core.learning import Learned
 from modelsupd.core.phases import Phase, Replica, Stopped, Want
 from modelsupd.core.placement import Hold, Size
-from modelsupd.core.spec import Engine, HealthLimits, ModelSpec, RestartPolicy, StopLimits
+from modelsupd.core.spec import Engine, HealthLimits, ModelSpec, RestartPolicy, Start, StopLimits
 
 #: Limits of which no two are alike, so that a test that mixes two of them up fails.
 HEALTH = HealthLimits(
@@ -38,6 +38,7 @@ RESTART = RestartPolicy(jitter=0.0)
 
 SPEC = ModelSpec(engine=Engine.COMMAND, command=("engine", "{socket}"), health=HEALTH, stop=STOP, restart=RESTART)
 ON_GPU = replace(SPEC, gpus=1)
+ON_DEMAND = replace(SPEC, start=Start.ON_DEMAND)
 SIZE = Size(3, estimated=True)
 HOLD = Hold(gpus=("GPU-0",), bytes=(3,), idle_bytes=(1,))
 OTHER_SPEC = ModelSpec(engine=Engine.COMMAND, command=("engine", "--new", "{socket}"))

@@ -26,6 +26,7 @@ from core.samples import (
     INPUTS,
     LEARNED,
     NO_MEMORY,
+    ON_DEMAND,
     ON_GPU,
     OTHER_DIGEST,
     OTHER_INPUTS,
@@ -43,7 +44,9 @@ from modelsupd.core.events import (
     Beside,
     Cleared,
     Delivered,
+    Demanded,
     Event,
+    Evicted,
     FailedClient,
     GpuLost,
     Halted,
@@ -119,60 +122,75 @@ _HEAD = """\
 
 def situations() -> Iterator[tuple[str, Replica]]:
     """Yield every phase, in every context that changes what follows, in words."""
-    up, down = Want.UP, Want.DOWN
-
-    def at(phase: object, want: Want = up, **changes: object) -> Replica:
-        return replace(replica(phase, want=want, last_run=RUN), **changes)  # type: ignore[arg-type]  # samples of each phase
-
-    yield "stopped, wanted down", at(Stopped(SINCE), down)
-    yield "stopped, wanted up, the daemon goes", at(Stopped(SINCE), halt=Halt.DRAIN)
-    yield "stopped, wanted up, removed", at(Stopped(SINCE), removed=True)
-    yield "resolving", at(Resolving(SINCE, RUN))
-    yield "resolving, needs a GPU", at(Resolving(SINCE, RUN), spec=ON_GPU)
-    yield "waiting for a GPU", at(Waiting(SINCE, RUN, DIGEST, SIZE, "none is free"), spec=ON_GPU)
+    down = Want.DOWN
+    yield "stopped, wanted down", _at(Stopped(SINCE), down)
+    yield "stopped, wanted up, the daemon goes", _at(Stopped(SINCE), halt=Halt.DRAIN)
+    yield "stopped, wanted up, removed", _at(Stopped(SINCE), removed=True)
+    yield "resolving", _at(Resolving(SINCE, RUN))
+    yield "resolving, needs a GPU", _at(Resolving(SINCE, RUN), spec=ON_GPU)
+    yield "waiting for a GPU", _at(Waiting(SINCE, RUN, DIGEST, SIZE, "none is free"), spec=ON_GPU)
     on_gpu: dict[str, Any] = {"spec": ON_GPU, "hold": HOLD, "learned": LEARNED, "inputs": INPUTS}
     spawning = Spawning(SINCE, RUN, DIGEST)
-    yield "spawning", at(spawning)
-    yield "spawning, wanted down", at(spawning, down)
-    yield "spawning, removed", at(spawning, removed=True)
-    yield "spawning, the daemon goes", at(spawning, halt=Halt.DRAIN)
-    yield "spawning, the daemon goes and kills", at(spawning, halt=Halt.KILL)
-    yield "spawning, configured otherwise meanwhile", at(spawning, digest=OTHER_DIGEST)
+    yield "spawning", _at(spawning)
+    yield "spawning, wanted down", _at(spawning, down)
+    yield "spawning, removed", _at(spawning, removed=True)
+    yield "spawning, the daemon goes", _at(spawning, halt=Halt.DRAIN)
+    yield "spawning, the daemon goes and kills", _at(spawning, halt=Halt.KILL)
+    yield "spawning, configured otherwise meanwhile", _at(spawning, digest=OTHER_DIGEST)
     quiet = begin(SINCE)
-    yield "starting", at(Starting(SINCE, process(RUN), quiet))
-    yield "starting, probing", at(Starting(SINCE, process(RUN), replace(quiet, probe=ProbeKind.START)))
-    yield "ready", at(Ready(SINCE, process(RUN), quiet))
-    yield "ready, probing", at(Ready(SINCE, process(RUN), replace(quiet, probe=ProbeKind.ALIVE)))
+    yield "starting", _at(Starting(SINCE, process(RUN), quiet))
+    yield "starting, probing", _at(Starting(SINCE, process(RUN), replace(quiet, probe=ProbeKind.START)))
+    yield "ready", _at(Ready(SINCE, process(RUN), quiet))
+    yield "ready, probing", _at(Ready(SINCE, process(RUN), replace(quiet, probe=ProbeKind.ALIVE)))
     doubted = Pulse(NOW - 61, NOW - 61, NOW - 61, NOW - 1, failures=2, doubted=True, answered=False, complaint="no")
-    yield "ready on a GPU", at(Ready(SINCE, process(RUN), quiet), **on_gpu)
-    yield "ready on a GPU, beside a load", at(Ready(SINCE, process(RUN), quiet), beside="n/0", **on_gpu)
-    yield "ready, hung", at(Ready(NOW - 100, process(RUN), doubted))
+    yield "ready on a GPU", _at(Ready(SINCE, process(RUN), quiet), **on_gpu)
+    yield "ready on a GPU, beside a load", _at(Ready(SINCE, process(RUN), quiet), beside="n/0", **on_gpu)
+    yield "ready, hung", _at(Ready(NOW - 100, process(RUN), doubted))
 
-    def draining(cause: Cause, **changes: object) -> Draining:
-        return replace(Draining(SINCE, process(RUN), cause, NOW + 10, NOW, probing=True), **changes)  # type: ignore[arg-type]  # by name
+    yield "draining for an operator", _at(_draining(Reason.OPERATOR), down)
+    yield "draining for an operator, wanted up again", _at(_draining(Reason.OPERATOR))
+    yield "draining to be replaced, between two looks", _at(_draining(Reason.REPLACED, probing=False))
+    yield "draining, removed", _at(_draining(Reason.REMOVED), removed=True)
+    yield "draining, the daemon goes", _at(_draining(Reason.SHUTDOWN), halt=Halt.DRAIN)
+    held = _draining(Reason.RESTART, probing=False, held=True, next_at=NOW + 10)
+    yield "draining on a GPU, drained and held beside a load", _at(held, beside="n/0", **on_gpu)
+    yield "stopping for an operator", _at(Stopping(SINCE, process(RUN), Reason.OPERATOR, NOW), down)
+    yield "stopping to restart", _at(Stopping(SINCE, process(RUN), Reason.RESTART, NOW))
+    yield "stopping, the daemon goes", _at(Stopping(SINCE, process(RUN), Reason.SHUTDOWN, NOW), halt=Halt.DRAIN)
+    yield "killing for a fault", _at(Killing(SINCE, process(RUN), FAULT, NOW))
+    yield "killing for a fault, wanted down", _at(Killing(SINCE, process(RUN), FAULT, NOW), down)
+    yield "killing for an operator", _at(Killing(SINCE, process(RUN), Reason.OPERATOR, NOW), down)
+    yield "clearing after a fault, looking", _at(Clearing(SINCE, RUN, FAULT))
+    yield "clearing after a restart, stuck", _at(Clearing(SINCE, RUN, Reason.RESTART, NOW, (5,)))
+    yield "clearing, its GPUs' memory looked for", _at(Clearing(SINCE, RUN, FAULT), **on_gpu)
+    yield "clearing, wanted down", _at(Clearing(SINCE, RUN, Reason.OPERATOR), down)
+    yield "backoff", _at(Backoff(SINCE, RUN, CRASH, NOW))
+    yield "failed, one more try due", _at(Failed(SINCE, RUN, CRASH, NOW, INPUTS), inputs=INPUTS)
+    yield "failed, look due", _at(Failed(SINCE, RUN, CRASH, NOW + 50, INPUTS, NOW), inputs=INPUTS)
+    yield "failed for good, look due", _at(Failed(SINCE, RUN, BAD_WEIGHTS, None, INPUTS, NOW), inputs=INPUTS)
+    yield "failed for good, looking", _at(Failed(SINCE, RUN, BAD_WEIGHTS, None, INPUTS), inputs=INPUTS)
+    yield from _on_demand()
 
-    yield "draining for an operator", at(draining(Reason.OPERATOR), down)
-    yield "draining for an operator, wanted up again", at(draining(Reason.OPERATOR))
-    yield "draining to be replaced, between two looks", at(draining(Reason.REPLACED, probing=False))
-    yield "draining, removed", at(draining(Reason.REMOVED), removed=True)
-    yield "draining, the daemon goes", at(draining(Reason.SHUTDOWN), halt=Halt.DRAIN)
-    held = draining(Reason.RESTART, probing=False, held=True, next_at=NOW + 10)
-    yield "draining on a GPU, drained and held beside a load", at(held, beside="n/0", **on_gpu)
-    yield "stopping for an operator", at(Stopping(SINCE, process(RUN), Reason.OPERATOR, NOW), down)
-    yield "stopping to restart", at(Stopping(SINCE, process(RUN), Reason.RESTART, NOW))
-    yield "stopping, the daemon goes", at(Stopping(SINCE, process(RUN), Reason.SHUTDOWN, NOW), halt=Halt.DRAIN)
-    yield "killing for a fault", at(Killing(SINCE, process(RUN), FAULT, NOW))
-    yield "killing for a fault, wanted down", at(Killing(SINCE, process(RUN), FAULT, NOW), down)
-    yield "killing for an operator", at(Killing(SINCE, process(RUN), Reason.OPERATOR, NOW), down)
-    yield "clearing after a fault, looking", at(Clearing(SINCE, RUN, FAULT))
-    yield "clearing after a restart, stuck", at(Clearing(SINCE, RUN, Reason.RESTART, NOW, (5,)))
-    yield "clearing, its GPUs' memory looked for", at(Clearing(SINCE, RUN, FAULT), **on_gpu)
-    yield "clearing, wanted down", at(Clearing(SINCE, RUN, Reason.OPERATOR), down)
-    yield "backoff", at(Backoff(SINCE, RUN, CRASH, NOW))
-    yield "failed, one more try due", at(Failed(SINCE, RUN, CRASH, NOW, INPUTS), inputs=INPUTS)
-    yield "failed, look due", at(Failed(SINCE, RUN, CRASH, NOW + 50, INPUTS, NOW), inputs=INPUTS)
-    yield "failed for good, look due", at(Failed(SINCE, RUN, BAD_WEIGHTS, None, INPUTS, NOW), inputs=INPUTS)
-    yield "failed for good, looking", at(Failed(SINCE, RUN, BAD_WEIGHTS, None, INPUTS), inputs=INPUTS)
+
+def _at(phase: object, want: Want = Want.UP, **changes: object) -> Replica:
+    return replace(replica(phase, want=want, last_run=RUN), **changes)  # type: ignore[arg-type]  # samples of each phase
+
+
+def _draining(cause: Cause, **changes: object) -> Draining:
+    return replace(Draining(SINCE, process(RUN), cause, NOW + 10, NOW, probing=True), **changes)  # type: ignore[arg-type]  # by name
+
+
+def _on_demand() -> Iterator[tuple[str, Replica]]:
+    """Yield the same of one that starts on demand."""
+    on_demand: dict[str, Any] = {"spec": ON_DEMAND, "demanded_by": "clients"}
+    yield "stopped, on demand", _at(Stopped(SINCE), spec=ON_DEMAND)
+    yield "resolving, on demand", _at(Resolving(SINCE, RUN), **on_demand)
+    yield "waiting for its turn", _at(Waiting(SINCE, RUN, DIGEST, None, "n/0 is in use"), **on_demand)
+    yield "spawning, on demand and nobody asks any more", _at(Spawning(SINCE, RUN, DIGEST), spec=ON_DEMAND)
+    yield "ready, on demand", _at(Ready(SINCE, process(RUN), begin(SINCE)), **on_demand)
+    yield "draining to give way", _at(_draining(Reason.EVICTED), spec=ON_DEMAND)
+    yield "draining to give way, asked for again", _at(_draining(Reason.EVICTED), **on_demand)
+    yield "backing off, on demand", _at(Backoff(SINCE, RUN, CRASH, NOW), **on_demand)
 
 
 def events(run: int, kinds: tuple[ProbeKind, ...]) -> Iterator[tuple[str, str, Event]]:
@@ -184,6 +202,7 @@ def events(run: int, kinds: tuple[ProbeKind, ...]) -> Iterator[tuple[str, str, E
     yield "Respecified", "limits", Respecified(replace(SPEC, aliases=("other",)), DIGEST)
     yield "Respecified", "launch", Respecified(SPEC, OTHER_DIGEST + "'")
     yield "Removed", "", Removed()
+    yield "Demanded", "", Demanded("clients")
     yield "Halted", "", Halted()
     yield "Hurried", "once more", Hurried()
     yield "Hurried", "kill", Hurried(kill=True)
@@ -198,6 +217,8 @@ def reports(run: int, kinds: tuple[ProbeKind, ...] = (ProbeKind.ALIVE,)) -> Iter
     """Yield the events that carry a run."""
     yield "Resolved", "", resolved(run)
     yield "Placed", "", Placed(run, HOLD)
+    yield "Placed", "without GPUs", Placed(run, None)
+    yield "Evicted", "", Evicted(run, "gives way to n/0")
     yield "Waits", "", Waits(run, "GPU 0 is full")
     yield "Measured", "", Measured(run, (5, 7))
     yield "GpuLost", "", GpuLost(run, "GPU 0 fell off the bus")
@@ -276,6 +297,8 @@ def _changes_on_gpus(before: Replica, after: Replica) -> list[str]:
     words = []
     if after.hold != before.hold:
         words.append(f"holds {','.join(after.hold.gpus)}" if after.hold else "holds none")
+    if after.demanded_by != before.demanded_by:
+        words.append(f"demanded={after.demanded_by or 'no'}")
     if after.beside != before.beside:
         words.append(f"beside={after.beside or 'none'}")
     if after.learned != before.learned:

@@ -32,9 +32,9 @@ def test_every_situation_comes_back_as_it_was(words: str, before: Replica) -> No
 
 def test_same_is_what_durable_says() -> None:
     kept = {item.name for item in fields(Replica)} - {"name", "spec", "halt", "phase", "beside"}
-    known = replace(replica(), hold=HOLD, learned=LEARNED)
+    known = replace(replica(), hold=HOLD, learned=LEARNED, demanded_by="clients")
     assert kept | {"phase"} == set(durable(known))
-    assert set(durable(known)) - set(durable(replica())) == {"hold", "learned"}
+    assert set(durable(known)) - set(durable(replica())) == {"hold", "learned", "demanded_by"}
     others = [before for _words, before in situations()]
     for one in others:
         assert [same(one, other) for other in others] == [durable(one) == durable(other) for other in others]

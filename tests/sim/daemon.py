@@ -149,7 +149,7 @@ class Life:
     # GPUs
 
     def _put(self, name: str, event: Event) -> None:
-        if isinstance(event, Placed):
+        if isinstance(event, Placed) and event.hold is not None:
             self.cards.placed(name, event.hold)
         self.driver.put(name, event)
 

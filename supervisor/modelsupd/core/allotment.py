@@ -1,4 +1,4 @@
-"""Many replicas and the host's GPUs: who gets which, who has to wait, and who must keep still meanwhile.
+"""Many replicas and the host's GPUs: who gets which, who waits, who gives way, and who must keep still meanwhile.
 
 Three rules:
 
@@ -12,10 +12,12 @@ Three rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modelsupd.core.events import Beside, Placed
+from modelsupd.core.demand import Usage, asked_for, needless
+from modelsupd.core.events import Beside, Evicted, Placed
+from modelsupd.core.eviction import Floor
 from modelsupd.core.gpu_spec import Strategy
 from modelsupd.core.phases import (
     Clearing,
@@ -29,8 +31,12 @@ from modelsupd.core.phases import (
     Waiting,
 )
 from modelsupd.core.placement import Claim, Gpu, Held, Hold, place
-from modelsupd.core.spec import gpu_count
+from modelsupd.core.spec import Start, gpu_count
 from modelsupd.core.timing import known_start
+from modelsupd.core.turns import Turns, TurnTaking
+
+#: What is known while no gateway has told anything.
+NOTHING_TOLD = Usage()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,42 +52,63 @@ class Card:
 class Allotment:
     """What to tell whom: `beside` first, and `placed` only those beside whom nobody has to be told any more.
 
-    `waiting` is why each of the others waits.
+    `waiting` is why each of the others waits. `demanded` are those to start because requests wait for them, `evicted`
+    those that give way or are needed by nobody, `closed` those that take nothing new for as long as this holds. At
+    `again_at` the answer may be another, though nothing has happened; None: not before something does.
     """
 
     beside: Mapping[str, Beside]
     placed: Mapping[str, Placed]
     waiting: Mapping[str, str]
+    demanded: tuple[str, ...] = ()
+    evicted: Mapping[str, Evicted] = field(default_factory=dict)
+    closed: frozenset[str] = frozenset()
+    again_at: float | None = None
 
 
-def allot(replicas: Mapping[str, Replica], granted: Mapping[str, Hold], cards: Sequence[Card]) -> Allotment:
-    """Decide about all that wait. `granted` is what was given already to those that are still published as waiting."""
+def allot(
+    replicas: Mapping[str, Replica],
+    granted: Mapping[str, Hold | None],
+    cards: Sequence[Card],
+    usage: Usage = NOTHING_TOLD,
+    now: float = 0.0,
+    leaving: Collection[str] = (),
+) -> Allotment:
+    """Decide about all that wait, and about who gives way.
+
+    `granted` is what was given already to those that are still published as waiting, `leaving` are those that were
+    told to give way and are still published as ready.
+    """
+    turns = Turns(closed=set(leaving))
+    _retire(replicas, usage, now, turns)
     waiting = {
         name: replica
         for name, replica in sorted(replicas.items())
-        if isinstance(replica.phase, Waiting) and name not in granted
+        if isinstance(replica.phase, Waiting) and name not in granted and name not in turns.evicted
     }
-    holds = {name: replica.hold for name, replica in replicas.items() if replica.hold is not None} | dict(granted)
+    holds = {name: replica.hold for name, replica in replicas.items() if replica.hold is not None}
+    holds |= {name: hold for name, hold in granted.items() if hold is not None}
     loading = {
         uuid: name
         for name, hold in sorted(holds.items())
         if name in granted or isinstance(replicas[name].phase, Spawning | Starting)
         for uuid in hold.gpus
     }
-    ending = {
-        uuid: name
-        for name, hold in holds.items()
-        if name not in granted and _ends(replicas[name])
-        for uuid in hold.gpus
-    }
+    going = {*leaving, *turns.evicted, *(name for name in replicas if name not in granted and _ends(replicas[name]))}
+    ending = {uuid: name for name, hold in holds.items() if name in going for uuid in hold.gpus}
     by_uuid = {card.gpu.uuid: card for card in cards}
-    claims = [claim_of(replica) for replica in waiting.values()]
-    answer = place([card.gpu for card in cards], _held(replicas, holds, by_uuid), claims)
+    claims = {name: claim_of(replica) for name, replica in waiting.items() if gpu_count(replica.spec) > 0}
+    present = {
+        name: replica
+        for name, replica in replicas.items()
+        if name in granted or isinstance(replica.phase, Spawning | Live | Clearing)
+    }
+    held = _held(replicas, holds, by_uuid)
+    _choose(waiting, claims, (present, going), ([card.gpu for card in cards], held), (usage, now), turns)
     placed: dict[str, Placed] = {}
-    why = dict(answer.waiting)
+    why = turns.why
     index = {card.gpu.uuid: card.gpu.index for card in cards}
-    for claim in claims:
-        chosen = answer.placed.get(claim.name, ())
+    for name, chosen in turns.chosen.items():
         busy = [
             (uuid, state[uuid], how)
             for uuid in chosen
@@ -89,14 +116,60 @@ def allot(replicas: Mapping[str, Replica], granted: Mapping[str, Hold], cards: S
             if uuid in state
         ]
         if busy:
-            told = ", ".join(f"{name} {how} on GPU {index[uuid]}" for uuid, name, how in busy)
-            why[claim.name] = f"there is room, and {told}: nothing loads beside that"
-        elif chosen:
-            loading |= dict.fromkeys(chosen, claim.name)
-            placed[claim.name] = Placed(waiting[claim.name].last_run, _hold(claim, chosen, by_uuid))
+            told = ", ".join(f"{other} {how} on GPU {index[uuid]}" for uuid, other, how in busy)
+            why[name] = f"there is room, and {told}: nothing loads beside that"
+        else:
+            loading |= dict.fromkeys(chosen, name)
+            hold = _hold(claims[name], chosen, by_uuid) if chosen else None
+            placed[name] = Placed(waiting[name].last_run, hold)
     beside = dict(_beside(replicas, holds, loading))
     unaware = {event.loading for event in beside.values()}
-    return Allotment(beside, {name: event for name, event in placed.items() if name not in unaware}, why)
+    return Allotment(
+        beside,
+        {name: event for name, event in placed.items() if name not in unaware},
+        why,
+        tuple(asked_for(replicas, usage)),
+        turns.evicted,
+        frozenset(turns.closed),
+        turns.again_at,
+    )
+
+
+def _retire(replicas: Mapping[str, Replica], usage: Usage, now: float, turns: Turns) -> None:
+    """Find those on demand that nobody needs any more."""
+    for name, replica in replicas.items():
+        words, again_at = needless(replica, usage, now)
+        turns.look_again(again_at)
+        if words and name not in turns.closed:
+            turns.evicted[name] = Evicted(replica.last_run, words)
+
+
+def _choose(
+    waiting: Mapping[str, Replica],
+    claims: Mapping[str, Claim],
+    there: tuple[Mapping[str, Replica], Collection[str]],
+    on: tuple[Sequence[Gpu], Sequence[Held]],
+    told: tuple[Usage, float],
+    turns: Turns,
+) -> None:
+    """Choose who goes: all together where all fit, or where nobody could give way; else in turn."""
+    answer = place(*on, list(claims.values()))
+    present, going = there
+    some = any(replica.spec.start is Start.ON_DEMAND for replica in (*waiting.values(), *present.values()))
+    apart = any(replica.spec.demand.excludes for replica in (*waiting.values(), *present.values()))
+    if not some or (not apart and len(answer.placed) == len(claims)):
+        turns.chosen |= dict.fromkeys(waiting.keys() - claims.keys(), ())
+        turns.chosen |= {name: answer.placed[name] for name in claims if name in answer.placed}
+        turns.why |= answer.waiting
+        return
+    gpus, held = on
+    floors = Floor(gpus, held), Floor(gpus, [run for run in held if run.name not in going])
+    taken = TurnTaking(present, going, floors, answer.waiting, *told).decide(waiting, claims)
+    turns.chosen |= taken.chosen
+    turns.why |= taken.why
+    turns.evicted |= taken.evicted
+    turns.closed |= taken.closed
+    turns.look_again(taken.again_at)
 
 
 def claim_of(replica: Replica) -> Claim:

@@ -9,7 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modelsupd.core.actions import Abandon
-from modelsupd.core.events import Halted, Hurried, Removed, Respecified, RestartAsked, StartAsked, StopAsked
+from modelsupd.core.events import (
+    Demanded,
+    Evicted,
+    Halted,
+    Hurried,
+    Removed,
+    Respecified,
+    RestartAsked,
+    StartAsked,
+    StopAsked,
+)
 from modelsupd.core.moves import NOTHING, Step, begin, end, forgiven, kill, terminate
 from modelsupd.core.phases import (
     Backoff,
@@ -29,12 +39,13 @@ from modelsupd.core.phases import (
     Waiting,
     Want,
 )
+from modelsupd.core.spec import Start
 
 
 def start_asked(replica: Replica, event: StartAsked, now: float) -> Step:
     """Want a process, and start over whatever failed before."""
     changed = replica.want is not Want.UP
-    replica = replace(replica, want=Want.UP)
+    replica = _demanded(replace(replica, want=Want.UP), event.by)
     if isinstance(replica.phase, Stopped | Backoff | Failed) and replica.runs_wanted:
         return begin(forgiven(replica), f"start asked for by {event.by}", now)
     replica = _pardoned(replica, Reason.RESTART)
@@ -44,12 +55,13 @@ def start_asked(replica: Replica, event: StartAsked, now: float) -> Step:
 def stop_asked(replica: Replica, event: StopAsked, now: float) -> Step:
     """Want no process, across reboots."""
     changed = replica.want is not Want.DOWN
-    return _unwanted(replace(replica, want=Want.DOWN), Reason.OPERATOR, f"stop asked for by {event.by}", now, changed)
+    replica = replace(replica, want=Want.DOWN, demanded_by="")
+    return _unwanted(replica, Reason.OPERATOR, f"stop asked for by {event.by}", now, changed)
 
 
 def restart_asked(replica: Replica, event: RestartAsked, now: float) -> Step:
     """Want a new run."""
-    replica = _pardoned(replace(replica, want=Want.UP), Reason.RESTART)
+    replica = _pardoned(_demanded(replace(replica, want=Want.UP), event.by), Reason.RESTART)
     words = f"restart asked for by {event.by}"
     if not replica.runs_wanted:
         return replica, NOTHING
@@ -61,7 +73,11 @@ def restart_asked(replica: Replica, event: RestartAsked, now: float) -> Step:
 def respecified(replica: Replica, event: Respecified, now: float) -> Step:
     """Take over what is declared now; an engine that would be started differently is replaced."""
     changed = event.digest != replica.digest
+    ran = replica.runs_wanted and not isinstance(replica.phase, Stopped)
     replica = replace(replica, spec=event.spec, digest=event.digest, removed=False)
+    # What ran without being asked for, and now starts on demand, goes on until that is seen to be too long.
+    by = replica.demanded_by or ("the configuration" if ran else "")
+    replica = replace(replica, demanded_by=by if event.spec.start is Start.ON_DEMAND else "")
     words = "the configuration changed"
     if not changed:
         # A replica that was on its way out of the configuration and is in it again starts from where it is.
@@ -99,6 +115,28 @@ def hurried(replica: Replica, event: Hurried, now: float) -> Step:
     if isinstance(phase, Draining):
         return terminate(replica, phase.cause, "told to hurry", now)
     return _unwanted(replica, Reason.SHUTDOWN, "told to hurry", now, changed=False)
+
+
+def demanded(replica: Replica, event: Demanded, now: float) -> Step:
+    """Take note that somebody waits; one that is being ended to give way starts anew when it is gone."""
+    if replica.demanded_by or replica.spec.start is not Start.ON_DEMAND or replica.want is not Want.UP:
+        return replica, NOTHING
+    replica = replace(replica, demanded_by=event.by)
+    if isinstance(replica.phase, Stopped) and replica.runs_wanted:
+        return begin(replica, f"asked for by {event.by}", now)
+    return replica, NOTHING
+
+
+def evicted(replica: Replica, event: Evicted, now: float) -> Step:
+    """Give way, until somebody asks for it again."""
+    if replica.spec.start is not Start.ON_DEMAND:
+        return replica, NOTHING
+    changed = bool(replica.demanded_by)
+    return _unwanted(replace(replica, demanded_by=""), Reason.EVICTED, event.words, now, changed)
+
+
+def _demanded(replica: Replica, by: str) -> Replica:
+    return replace(replica, demanded_by=by) if replica.spec.start is Start.ON_DEMAND else replica
 
 
 def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed: bool) -> Step:

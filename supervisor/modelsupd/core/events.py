@@ -168,6 +168,24 @@ class Hurried:
     kill: bool = False
 
 
+# Of demand
+
+
+@dataclass(frozen=True, slots=True)
+class Demanded:
+    """Somebody (`by`) waits for a model that starts on demand."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """The run is to give way, or is needed by nobody; `words` say to whom, or since when."""
+
+    run: int
+    words: str
+
+
 # Of time
 
 
@@ -219,15 +237,15 @@ class Rechecked:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """GPUs were found for the run, which holds them from now on."""
+    """It is the run's turn; of GPUs it holds `hold` from now on, None where it uses none."""
 
     run: int
-    hold: Hold
+    hold: Hold | None
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """No GPUs were found for the run; `why` says it, GPU by GPU."""
+    """It is not the run's turn, or no GPUs were found for it; `why` says it, GPU by GPU."""
 
     run: int
     why: str
@@ -348,6 +366,8 @@ Event = (
     | Removed
     | Halted
     | Hurried
+    | Demanded
+    | Evicted
     | Ticked
     | Lagged
     | Resolved

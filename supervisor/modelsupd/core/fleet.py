@@ -26,6 +26,12 @@ class Declared:
         return replica_count(self.spec, self.gpus)
 
 
+_STARTS_WHEN = {
+    Start.MANUAL: "starts when asked to (start = 'manual')",
+    Start.ON_DEMAND: "starts when a client asks for it (start = 'on-demand')",
+}
+
+
 class UnknownTarget(Exception):  # noqa: N818 - named for what it is
     """No such model or replica; the text names what comes nearest."""
 
@@ -59,7 +65,8 @@ def fresh(name: str, model: str, declared: Declared, now: float, last_run: int =
     `last_run` is the highest run of that name ever seen: a replica that was removed and is declared again must not
     use a number twice.
     """
-    want = Want.UP if declared.spec.start is Start.ALWAYS else Want.DOWN
+    start = declared.spec.start
+    want = Want.DOWN if start is Start.MANUAL else Want.UP
     replica = Replica(
         name=name,
         model=model,
@@ -68,7 +75,7 @@ def fresh(name: str, model: str, declared: Declared, now: float, last_run: int =
         want=want,
         phase=Stopped(now),
         last_run=last_run,
-        reason="new in the configuration" if want is Want.UP else "starts when asked to (start = 'manual')",
+        reason="new in the configuration" if start is Start.ALWAYS else _STARTS_WHEN[start],
     )
     return begin(replica, "new in the configuration", now) if replica.runs_wanted else (replica, NOTHING)
 

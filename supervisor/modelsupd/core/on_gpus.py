@@ -28,7 +28,7 @@ from modelsupd.core.phases import (
     Stopped,
     Waiting,
 )
-from modelsupd.core.spec import gpu_count
+from modelsupd.core.spec import Start, gpu_count
 
 
 class Impossible(Exception):  # noqa: N818 - named for what it is, as `replica.InvalidTransition`
@@ -36,22 +36,23 @@ class Impossible(Exception):  # noqa: N818 - named for what it is, as `replica.I
 
 
 def has_what_it_needs(replica: Replica, event: Resolved, now: float) -> Step:
-    """Go on to the process or, where GPUs are needed, wait for them."""
+    """Go on to the process or wait, for GPUs where some are needed, for its turn where it starts on demand."""
     evidence = f"; {event.evidence}" if event.evidence else ""
     replica = replace(replica, inputs=event.inputs)
-    if gpu_count(replica.spec) > 0:
+    if gpu_count(replica.spec) > 0 or replica.spec.start is Start.ON_DEMAND:
         waiting = Waiting(now, event.run, event.digest, event.size)
-        return replace(replica, phase=waiting, reason=f"waits for GPUs{evidence}"), NOTHING
+        return replace(replica, phase=waiting, reason=f"waits for {_awaited(replica)}{evidence}"), NOTHING
     spawning = Spawning(now, event.run, event.digest)
     return replace(replica, phase=spawning, reason=f"starting run {event.run}{evidence}"), (Spawn(event.run),)
 
 
 def placed(replica: Replica, event: Placed, now: float) -> Step:
-    """Take the GPUs; what was given to a replica that no longer waits is free again."""
+    """Take the turn, and the GPUs; what was given to a replica that no longer waits is free again."""
     phase = replica.phase
     if not isinstance(phase, Waiting):
         return _too_late(replica)
-    words = f"starting run {event.run} on {' and '.join(event.hold.gpus)}"
+    on = f" on {' and '.join(event.hold.gpus)}" if event.hold is not None else ""
+    words = f"starting run {event.run}{on}"
     spawning = Spawning(now, event.run, phase.digest)
     return replace(replica, phase=spawning, hold=event.hold, reason=words), (Spawn(event.run),)
 
@@ -61,7 +62,13 @@ def waits(replica: Replica, event: Waits, _now: float) -> Step:
     phase = replica.phase
     if not isinstance(phase, Waiting):
         return _too_late(replica)
-    return replace(replica, phase=replace(phase, why=event.why), reason=f"waits for GPUs: {event.why}"), NOTHING
+    return replace(
+        replica, phase=replace(phase, why=event.why), reason=f"waits for {_awaited(replica)}: {event.why}"
+    ), NOTHING
+
+
+def _awaited(replica: Replica) -> str:
+    return "GPUs" if gpu_count(replica.spec) > 0 else "its turn"
 
 
 def _too_late(replica: Replica) -> Step:

@@ -10,7 +10,8 @@ Stopped ────┴─▶ Resolving ─▶ Spawning ─▶ Starting ─▶ R
    └──────────────── want down ───────────────────┴──────────────── Clearing
 ```
 
-Only a replica that uses GPUs waits for them; `Replica.hold` is what it was given, until nothing of its run is left.
+A replica that uses GPUs waits for them, one that starts on demand for its turn; `Replica.hold` is what it was given of
+GPUs, until nothing of its run is left.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from modelsupd.core.health import Pulse
 from modelsupd.core.learning import Learned
 from modelsupd.core.placement import Hold, Size
 from modelsupd.core.restart import History
-from modelsupd.core.spec import ModelSpec
+from modelsupd.core.spec import ModelSpec, Start
 
 
 class Want(StrEnum):
@@ -50,6 +51,7 @@ class Reason(StrEnum):
     REPLACED = "replaced"
     REMOVED = "removed"
     SHUTDOWN = "shutdown"
+    EVICTED = "evicted"
     STRAY = "stray"
 
 
@@ -81,7 +83,7 @@ class Resolving:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Waits for GPUs, of which it takes `size`, None where nobody knows; `why` it has none yet."""
+    """Waits for its turn and for GPUs, of which it takes `size`, None where nobody knows; `why` it waits still."""
 
     since: float
     run: int
@@ -210,7 +212,8 @@ class Replica:
 
     `digest` is the launch digest of `spec`, `inputs` the last known fingerprint of weights and binary, `reason` the
     words for the last change, `restarts` how often a run followed a failure. `hold` is what the run has of GPUs,
-    `beside` the replica that loads on one of them, `learned` what the last start that succeeded has shown.
+    `beside` the replica that loads on one of them, `learned` what the last start that succeeded has shown. One that
+    starts on demand has a process only while it is `demanded_by` somebody, "" for nobody.
     """
 
     name: str
@@ -229,11 +232,13 @@ class Replica:
     hold: Hold | None = None
     beside: str = ""
     learned: Learned | None = None
+    demanded_by: str = ""
 
     @property
     def runs_wanted(self) -> bool:
         """Tell whether a process should exist."""
-        return self.want is Want.UP and self.halt is Halt.NO and not self.removed
+        asleep = self.spec.start is Start.ON_DEMAND and not self.demanded_by
+        return self.want is Want.UP and self.halt is Halt.NO and not self.removed and not asleep
 
     @property
     def process(self) -> Process | None:

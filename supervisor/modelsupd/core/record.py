@@ -47,6 +47,7 @@ _PHASES = {
 }  # fmt: skip
 _DURABLE = (
     "model", "digest", "want", "last_run", "history", "restarts", "inputs", "removed", "reason", "hold", "learned",
+    "demanded_by",
 )  # fmt: skip
 _VOLATILE = frozenset({"pulse", "next_at", "probing", "held", "again_at", "recheck_at"})
 
@@ -58,7 +59,9 @@ def durable(replica: Replica) -> dict[str, Any]:
         if item.name not in _VOLATILE:
             phase[item.name] = _plain(getattr(replica.phase, item.name))
     # What a replica without GPUs does not have is left out, as it was before there was such a thing.
-    more = {name: asdict(value) for name in ("hold", "learned") if (value := getattr(replica, name)) is not None}
+    kept = ("hold", "learned")
+    more: dict[str, Any] = {name: asdict(value) for name in kept if (value := getattr(replica, name)) is not None}
+    more |= {"demanded_by": replica.demanded_by} if replica.demanded_by else {}
     return more | {
         "model": replica.model,
         "digest": replica.digest,
@@ -127,6 +130,7 @@ def restore(name: str, state: Mapping[str, Any], spec: ModelSpec, now: float) ->
         removed=state["removed"],
         hold=_hold(state.get("hold")),
         learned=None if learned is None else Learned(**learned),
+        demanded_by=state.get("demanded_by", ""),
     )
 
 

@@ -123,7 +123,7 @@ def _known(name: str, state: Mapping[str, Any] | None, entry: Declared | None, b
     # A replica that no configuration describes any more is still ended properly; the default limits serve for that.
     spec = entry.spec if entry else ModelSpec(engine=Engine.COMMAND)
     if state is None:
-        want = Want.UP if entry and entry.spec.start is Start.ALWAYS else Want.DOWN
+        want = Want.UP if entry and entry.spec.start is not Start.MANUAL else Want.DOWN
         digest = entry.digest if entry else ""
         model = name.rpartition("/")[0]
         return Replica(
@@ -143,6 +143,7 @@ def _known(name: str, state: Mapping[str, Any] | None, entry: Declared | None, b
         replica,
         phase=Stopped(boot.now),
         hold=None,
+        demanded_by="",  # whoever waited has gone
         history=restart.shifted(replica.history, shift_s, boot.now),
         reason="the machine was restarted",
     )

@@ -20,7 +20,9 @@ from modelsupd.core.events import (
     Beside,
     Cleared,
     Delivered,
+    Demanded,
     Event,
+    Evicted,
     Exited,
     FailedClient,
     FailureClass,
@@ -83,6 +85,7 @@ from modelsupd.core.phases import (
     Stopped,
     Stopping,
     Waiting,
+    Want,
     phase_name,
 )
 from modelsupd.core.timing import deadline, known_start, stall_s
@@ -256,7 +259,9 @@ def _spawned(replica: Replica, event: Spawned, now: float) -> Step:
 def _why_unwanted(replica: Replica) -> Reason:
     if replica.removed:
         return Reason.REMOVED
-    return Reason.SHUTDOWN if replica.halt is not Halt.NO else Reason.OPERATOR
+    if replica.halt is not Halt.NO:
+        return Reason.SHUTDOWN
+    return Reason.EVICTED if replica.want is Want.UP else Reason.OPERATOR
 
 
 def _spawn_failed(replica: Replica, event: SpawnFailed, now: float) -> Step:
@@ -364,6 +369,8 @@ _HANDLERS: dict[type[Any], Callable[[Replica, Any, float], Step]] = {
     Removed: asked.removed,
     Halted: asked.halted,
     Hurried: asked.hurried,
+    Demanded: asked.demanded,
+    Evicted: asked.evicted,
     Ticked: _ticked,
     Lagged: _lagged,
     Resolved: _resolved,

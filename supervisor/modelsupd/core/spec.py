@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
+from modelsupd.core.demand_spec import DemandSpec
 from modelsupd.core.gpu_spec import STRICT as _STRICT
 from modelsupd.core.gpu_spec import GpusSpec, PlacementSpec
 from modelsupd.core.gpu_spec import limit as _limit
@@ -42,6 +43,7 @@ class Start(StrEnum):
     """When a model is started without being asked to."""
 
     ALWAYS = "always"
+    ON_DEMAND = "on-demand"
     MANUAL = "manual"
 
 
@@ -188,7 +190,7 @@ class ModelSpec:
     aliases: tuple[str, ...] = _limit((), "further names by which clients may ask for it")
     replicas: int | Literal["per-gpu"] = _limit(1, "how many copies run: 1 to 512, or 'per-gpu'")
     gpus: int | tuple[str, ...] = _limit(0, "GPUs per replica: how many, or the UUIDs of those that it runs on")
-    start: Start = _limit(Start.ALWAYS, "always | manual")
+    start: Start = _limit(Start.ALWAYS, "always | on-demand | manual")
     args: Mapping[str, Argument] = field(
         default_factory=dict, metadata={"doc": "the engine's own flags, in its own names"}
     )
@@ -198,6 +200,7 @@ class ModelSpec:
     placement: PlacementSpec = field(
         default_factory=PlacementSpec, metadata={"doc": "which GPUs it runs on, and what it takes there"}
     )
+    demand: DemandSpec = field(default_factory=DemandSpec, metadata={"doc": "how models on demand take turns"})
     health: HealthLimits = field(default_factory=HealthLimits, metadata={"doc": "limits of health"})
     stop: StopLimits = field(default_factory=StopLimits, metadata={"doc": "limits of stopping"})
     restart: RestartPolicy = field(default_factory=RestartPolicy, metadata={"doc": "what follows a failure"})

@@ -1,4 +1,4 @@
-"""Asks the core, whenever something that matters has changed, who gets which GPUs; hands the answer to the driver.
+"""Asks the core, whenever something that matters has changed, who gets which GPUs, and who gives way; tells them.
 
 A rule: what was given counts from the moment at which it was given. Until the replica is published with it, or as
 something else than waiting, it is remembered here.
@@ -10,9 +10,10 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from modelsupd.core.allotment import Card, allot
-from modelsupd.core.events import Beside, Event, Waits
-from modelsupd.core.phases import Replica, Waiting
+from modelsupd.core.allotment import NOTHING_TOLD, Allotment, Card, allot
+from modelsupd.core.demand import CLIENTS, Usage
+from modelsupd.core.events import Beside, Demanded, Event, Waits
+from modelsupd.core.phases import Ready, Replica, Waiting
 from modelsupd.core.placement import Hold
 
 #: How often the numbers in a reason are brought up to date while the reason stays the same, in seconds.
@@ -20,10 +21,11 @@ RETELL_S = 60.0
 
 
 class Placer:
-    """Gives GPUs to the replicas that wait for some.
+    """Gives turns and GPUs to the replicas that wait for some.
 
-    `replicas` returns what is published, `cards` the GPUs as last seen, `put` hands a replica an event. What is told
-    (`Beside`) to a replica that is at rest must be published when `put` returns.
+    `replicas` returns what is published, `cards` the GPUs as last seen, `put` hands a replica an event, `usage` returns
+    what gateways tell. What is told (`Beside`) to a replica that is at rest must be published when `put` returns.
+    `on_closed` is called when `closed` has changed: the replicas that are to take no new requests.
     """
 
     def __init__(
@@ -31,11 +33,19 @@ class Placer:
         replicas: Callable[[], Mapping[str, Replica]],
         cards: Callable[[], Sequence[Card]],
         put: Callable[[str, Event], None],
+        *,
+        usage: Callable[[], Usage] = lambda: NOTHING_TOLD,
+        on_closed: Callable[[], object] = lambda: None,
     ) -> None:
         """Give nothing yet; must be called with the event loop running."""
         self._replicas, self._cards, self._put = replicas, cards, put
+        self._usage, self._on_closed = usage, on_closed
         self._loop = asyncio.get_running_loop()
-        self._granted: dict[str, tuple[int, Hold]] = {}
+        self._granted: dict[str, tuple[int, Hold | None]] = {}
+        self._demanding: dict[str, Replica] = {}
+        self._leaving: dict[str, int] = {}
+        self._again: asyncio.TimerHandle | None = None
+        self.closed: frozenset[str] = frozenset()
         self._telling: dict[str, tuple[str, str]] = {}
         self._told: dict[str, tuple[int, str, float]] = {}
         self._soon: asyncio.Handle | None = None
@@ -49,8 +59,9 @@ class Placer:
     def close(self) -> None:
         """Give nothing any more."""
         self._closed = True
-        if self._soon is not None:
-            self._soon.cancel()
+        for handle in (self._soon, self._again):
+            if handle is not None:
+                handle.cancel()
 
     @property
     def waiting(self) -> bool:
@@ -70,7 +81,7 @@ class Placer:
     def _decide(self) -> bool:
         replicas = self._replicas()
         self._forget(replicas)
-        answer = allot(replicas, {name: hold for name, (_run, hold) in self._granted.items()}, self._cards())
+        answer = self._asked(replicas)
         told = False
         for name, event in answer.beside.items():
             told = self._tell(name, replicas[name].beside, event) or told
@@ -79,7 +90,32 @@ class Placer:
             self._put(name, placed)
         for name, why in answer.waiting.items():
             self._say(replicas[name], why)
+        self._take_turns(replicas, answer)
         return told or bool(answer.placed)
+
+    def _asked(self, replicas: Mapping[str, Replica]) -> Allotment:
+        granted = {name: hold for name, (_run, hold) in self._granted.items()}
+        return allot(replicas, granted, self._cards(), self._usage(), self._loop.time(), self._leaving)
+
+    def _take_turns(self, replicas: Mapping[str, Replica], answer: Allotment) -> None:
+        """Have those started that are asked for, and those end that give way; each is told once."""
+        for name in answer.demanded:
+            if self._demanding.get(name) is not replicas[name]:
+                self._demanding[name] = replicas[name]
+                self._put(name, Demanded(CLIENTS))
+        for name, event in answer.evicted.items():
+            if self._leaving.get(name) != event.run:
+                self._leaving[name] = event.run
+                self._put(name, event)
+        closed = answer.closed | {name for name in self._leaving if isinstance(replicas[name].phase, Ready)}
+        if closed != self.closed:
+            self.closed = closed
+            self._on_closed()
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if answer.again_at is not None:
+            self._again = self._loop.call_at(answer.again_at, self.look_soon)
 
     def _forget(self, replicas: Mapping[str, Replica]) -> None:
         """Drop what was given and is published by now, or will never be taken."""
@@ -94,6 +130,13 @@ class Placer:
             if name in replicas and replicas[name].beside == before
         }
         self._told = {name: told for name, told in self._told.items() if name in replicas}
+        # One that was told, and is published with something new by now, has taken note of it or will never do so.
+        self._demanding = {name: seen for name, seen in self._demanding.items() if replicas.get(name) is seen}
+        self._leaving = {
+            name: run
+            for name, run in self._leaving.items()
+            if name in replicas and replicas[name].last_run == run and replicas[name].demanded_by
+        }
 
     def _tell(self, name: str, before: str, event: Beside) -> bool:
         """Tell a replica of a load, once; return whether it has heard of it by now."""

@@ -1,0 +1,155 @@
+"""The cheapest set of runs that makes room for one more. Pure arithmetic, as `placement`.
+
+For one GPU the answer is the cheapest there is, among up to `EXACT` runs on it; for several, GPU after GPU, the one
+that is cheapest to clear first, and whoever is ended for one of them is gone from all.
+
+Cheaper is: runs of a lower priority, then fewer that are in use, then less time to start them all again, weighed by how
+long they have been idle.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from modelsupd.core.placement import Claim, Gpu, Held
+
+#: Of more runs on one GPU that may give way, not every set is tried: they are taken from the cheapest on, and those
+#: without whom it fits as well are left.
+EXACT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A run that may give way, and what that costs."""
+
+    priority: int
+    busy: bool
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """GPUs for a claim, and who has to give way for it, by name."""
+
+    gpus: tuple[str, ...]
+    victims: frozenset[str]
+
+
+_Price = tuple[int, int, float]
+_FREE: _Price = (-(2**63), 0, 0.0)
+
+
+class Floor:
+    """What is left of each GPU, and who is there; changed by what is decided."""
+
+    def __init__(self, gpus: Iterable[Gpu], held: Iterable[Held]) -> None:
+        """Begin with what is held."""
+        self._gpus = sorted(gpus, key=lambda gpu: (gpu.index, gpu.uuid))
+        self._on: dict[str, dict[str, tuple[Held, int]]] = {gpu.uuid: {} for gpu in self._gpus}
+        self._free = {gpu.uuid: gpu.total_bytes - gpu.reserve_bytes - gpu.foreign_bytes for gpu in self._gpus}
+        for run in held:
+            self.take(run)
+
+    def sizes(self, claim: Claim, gpus: Sequence[str]) -> tuple[int, ...]:
+        """Return what a claim takes of each of these GPUs, in bytes."""
+        by_uuid = {gpu.uuid: gpu for gpu in self._gpus}
+        return tuple(claim.on(by_uuid[uuid]) for uuid in gpus)
+
+    def take(self, run: Held) -> None:
+        """Put a run there."""
+        for uuid, size in zip(run.gpus, run.bytes, strict=True):
+            if uuid in self._on and run.name not in self._on[uuid]:
+                self._on[uuid][run.name] = run, size
+                self._free[uuid] -= size
+
+    def leave(self, names: Collection[str]) -> None:
+        """Take runs away."""
+        for uuid, there in self._on.items():
+            for name in [name for name in there if name in names]:
+                self._free[uuid] += there.pop(name)[1]
+
+    def room_for(self, claim: Claim, candidates: Mapping[str, Candidate], gone: Collection[str] = ()) -> Room | None:
+        """Return where the claim fits and who has to go for it, None where no set of candidates makes room.
+
+        `gone` are candidates who go in any case. Of what costs the same, it is where most is left, or least with
+        `pack`.
+        """
+        victims = frozenset(gone)
+        chosen: list[Gpu] = []
+        count = len(claim.uuids) or claim.count
+        while len(chosen) < count:
+            options = []
+            for gpu in self._gpus:
+                wanted = gpu.uuid in claim.uuids if claim.uuids else _alike(gpu, chosen)
+                if wanted and gpu not in chosen and not gpu.trouble:
+                    found = self._clear(gpu, claim, candidates, victims)
+                    if found is not None:
+                        left = self._free[gpu.uuid]
+                        options.append((found[0], left if claim.pack else -left, gpu.index, gpu.uuid, gpu, found[1]))
+            if not options:
+                return None
+            best = min(options, key=lambda option: option[:4])
+            chosen.append(best[4])
+            victims |= best[5]
+        return Room(tuple(gpu.uuid for gpu in sorted(chosen, key=lambda gpu: (gpu.index, gpu.uuid))), victims)
+
+    def _clear(
+        self, gpu: Gpu, claim: Claim, candidates: Mapping[str, Candidate], gone: Collection[str]
+    ) -> tuple[_Price, frozenset[str]] | None:
+        """Return the cheapest set that has to leave one GPU, and its price; None where none is enough."""
+        there = {name: seat for name, seat in self._on[gpu.uuid].items() if name not in gone}
+        deficit = claim.on(gpu) - self._free[gpu.uuid]
+        deficit -= sum(size for name, (_run, size) in self._on[gpu.uuid].items() if name in gone)
+        must = {name for name, (run, _size) in there.items() if _apart(claim, run)}
+        if not must <= candidates.keys():
+            return None
+        deficit -= sum(there[name][1] for name in must)
+        rest = {name: size for name, (_run, size) in there.items() if name in candidates and name not in must}
+        best = _cheapest(deficit, rest, candidates, must)
+        return None if best is None else (_price(best, candidates), best)
+
+
+def _alike(gpu: Gpu, chosen: Sequence[Gpu]) -> bool:
+    return not chosen or chosen[0].vendor == gpu.vendor
+
+
+def _apart(claim: Claim, run: Held) -> bool:
+    return claim.exclusive or run.exclusive or run.model in claim.apart or claim.model in run.apart
+
+
+def _price(names: Collection[str], candidates: Mapping[str, Candidate]) -> _Price:
+    if not names:
+        return _FREE
+    each = [candidates[name] for name in names]
+    return max(one.priority for one in each), sum(one.busy for one in each), sum(one.cost for one in each)
+
+
+def _cheapest(
+    deficit: int, sizes: Mapping[str, int], candidates: Mapping[str, Candidate], must: Collection[str]
+) -> frozenset[str] | None:
+    """Return `must` and the cheapest set beside it that gives so many bytes; None where all are not enough."""
+    if deficit <= 0:
+        return frozenset(must)
+    ordered = sorted(sizes, key=lambda name: (_price((name,), candidates), name))
+    if sum(sizes.values()) < deficit:
+        return None
+    if len(ordered) <= EXACT:
+        enough = (
+            chosen
+            for count in range(1, len(ordered) + 1)
+            for chosen in itertools.combinations(ordered, count)
+            if sum(sizes[name] for name in chosen) >= deficit
+        )
+        best = min(enough, key=lambda chosen: (_price((*chosen, *must), candidates), len(chosen), chosen))
+        return frozenset(must).union(best)
+    taken: list[str] = []
+    for name in ordered:
+        if sum(sizes[one] for one in taken) >= deficit:
+            break
+        taken.append(name)
+    for name in sorted(taken, key=lambda name: _price((name,), candidates), reverse=True):
+        if sum(sizes[one] for one in taken if one != name) >= deficit:
+            taken.remove(name)
+    return frozenset(must).union(taken)

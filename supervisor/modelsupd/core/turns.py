@@ -1,0 +1,182 @@
+"""Who of those that wait goes next where some start on demand: in order, and who gives way for it.
+
+Three rules:
+
+1. In order: the higher priority first; of the same, those that always run before those on demand; then whoever has
+   waited longest. Whoever goes, or has room made for it, keeps that room: nobody behind takes it away.
+2. Nobody gives way before it is sure that room comes of it, for all that is needed.
+3. Who is in use gives way, to its own priority, by taking nothing new (`closed`); it is ended when it is idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from modelsupd.core.demand import Usage, Yielding, exclude, waits_since, yields
+from modelsupd.core.events import Evicted
+from modelsupd.core.eviction import Candidate, Floor
+from modelsupd.core.phases import Replica
+from modelsupd.core.placement import Claim, Held
+from modelsupd.core.spec import Start
+
+#: Of those that do not give way, so many are told of.
+TOLD = 3
+
+
+@dataclass(slots=True)
+class Turns:
+    """Who goes now and on which GPUs, why the others wait, who gives way, and when to look again for lack of events."""
+
+    chosen: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    evicted: dict[str, Evicted] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
+    again_at: float | None = None
+
+    def look_again(self, at: float | None) -> None:
+        """Note an instant from which the answer may be another."""
+        if at is not None:
+            self.again_at = at if self.again_at is None else min(self.again_at, at)
+
+
+class TurnTaking:
+    """One decision about all that wait.
+
+    `present` are the replicas of whose runs anything is there, `leaving` those of them that are being ended already;
+    `floors` are the GPUs as they are, and as they will be without those; `without` is why each that waits does not fit
+    as things are, by `placement`.
+    """
+
+    def __init__(
+        self,
+        present: Mapping[str, Replica],
+        leaving: Collection[str],
+        floors: tuple[Floor, Floor],
+        without: Mapping[str, str],
+        usage: Usage,
+        now: float,
+    ) -> None:
+        """Begin with what is there."""
+        self._present, self._leaving = present, set(leaving)
+        self._now_floor, self._later = floors
+        self._without, self._usage, self._now = without, usage, now
+        self._taken: dict[str, Replica] = {}
+        self.turns = Turns()
+
+    def decide(self, waiting: Mapping[str, Replica], claims: Mapping[str, Claim]) -> Turns:
+        """Decide about each, in order; a claim of no GPUs is not in `claims`."""
+        since = {name: waits_since(replica, self._usage) for name, replica in waiting.items()}
+
+        def order(name: str) -> tuple[object, ...]:
+            spec = waiting[name].spec
+            return -spec.demand.priority, spec.start is Start.ON_DEMAND, since[name], name
+
+        for name in sorted(waiting, key=order):
+            why = self._give(waiting[name], claims.get(name), since[name])
+            if why:
+                self.turns.why[name] = why
+        return self.turns
+
+    def _give(self, replica: Replica, claim: Claim | None, since: float) -> str:
+        """Give a replica its turn, or make room for it; return why it waits, "" where it does not."""
+        ahead = next(self._against(replica, self._taken), None)
+        if ahead is not None:
+            return f"{ahead.name} goes first, and they never run beside one another"
+        answers = {
+            name: yields(other, replica, since, self._usage, self._now)
+            for name, other in self._present.items()
+            if name not in self._leaving and other.model != replica.model
+        }
+        against = {other.name for other in self._against(replica, self._present)}
+        stays = [answers[name] for name in sorted(against) if name in answers and not _gives_way(answers[name])]
+        if stays:
+            self._note(stays)
+            return f"never beside {', '.join(sorted(against))}: {_told(stays)}"
+        must = {name for name in against if name in answers}
+        if not against and self._goes_now(replica, claim):
+            return ""
+        victims = must
+        if claim is not None:
+            candidates = {
+                name: Candidate(self._present[name].spec.demand.priority, answer.busy, answer.cost)
+                for name, answer in answers.items()
+                if _gives_way(answer)
+            }
+            room = self._later.room_for(claim, candidates, must)
+            if room is None:
+                stays = [
+                    answer
+                    for name, answer in answers.items()
+                    if not _gives_way(answer) and self._present[name].spec.start is Start.ON_DEMAND
+                ]
+                self._note(stays)
+                return "; ".join(text for text in (self._without.get(replica.name, ""), _told(stays)) if text)
+            victims = set(room.victims)
+            self._later.leave(victims)
+            self._keep(replica, claim, room.gpus)
+        self._taken[replica.name] = replica
+        return self._make_way(replica, victims, answers, against)
+
+    def _against(self, replica: Replica, others: Mapping[str, Replica]) -> Iterator[Replica]:
+        for other in others.values():
+            if exclude(replica.spec, replica.model, other.spec, other.model):
+                yield other
+
+    def _goes_now(self, replica: Replica, claim: Claim | None) -> bool:
+        gpus: tuple[str, ...] = ()
+        if claim is not None:
+            room = self._now_floor.room_for(claim, {})
+            if room is None:
+                return False
+            gpus = room.gpus
+            self._keep(replica, claim, gpus)
+        self.turns.chosen[replica.name] = gpus
+        self._taken[replica.name] = replica
+        return True
+
+    def _keep(self, replica: Replica, claim: Claim, gpus: tuple[str, ...]) -> None:
+        """Keep room for a replica, from everybody behind it."""
+        for floor in (self._now_floor, self._later):
+            floor.take(
+                Held(
+                    name=replica.name,
+                    model=replica.model,
+                    gpus=gpus,
+                    bytes=floor.sizes(claim, gpus),
+                    exclusive=claim.exclusive,
+                    apart=claim.apart,
+                )
+            )
+
+    def _make_way(
+        self, replica: Replica, victims: Collection[str], answers: Mapping[str, Yielding], against: Collection[str]
+    ) -> str:
+        """Have those give way that stand in the way, all of them once none has anything in flight."""
+        closed = sorted(name for name in victims if answers[name].closed)
+        self._leaving |= set(victims)
+        self.turns.closed |= set(closed)
+        if closed:
+            return f"{_listed(closed)} takes nothing new, and gives way when it is idle"
+        for name in sorted(victims):
+            self.turns.evicted[name] = Evicted(self._present[name].last_run, f"gives way to {replica.name}")
+        going = sorted(set(victims) | (set(against) & self._leaving))
+        return f"{_listed(going)} gives way" if going else "room is being made"
+
+    def _note(self, answers: Collection[Yielding]) -> None:
+        for answer in answers:
+            self.turns.look_again(answer.again_at)
+
+
+def _gives_way(answer: Yielding) -> bool:
+    return answer.now or answer.closed
+
+
+def _told(stays: Sequence[Yielding]) -> str:
+    words = [answer.why for answer in stays]
+    more = f", and {len(words) - TOLD} more stay" if len(words) > TOLD else ""
+    return ", ".join(words[:TOLD]) + more
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names)
