@@ -71,3 +71,16 @@ async def _clear_up(found: list[Found], recovered: Recovered, processes: Process
 def _is_awaited(run: Found, replica: Replica | None) -> bool:
     """Tell whether the fleet itself looks after the end of this run."""
     return replica is not None and isinstance(replica.phase, Live | Clearing) and replica.last_run == run.run
+
+
+def start_record(boot: Boot, pid: int, version: str) -> dict[str, Any]:
+    """Return what the journal keeps of the start of a daemon."""
+    return {
+        "kind": "start",
+        "at": boot.now,
+        "wall": datetime.now(UTC).isoformat(),
+        "boot_id": boot.id,
+        "pid": pid,
+        "version": version,
+        "why": f"modelsupd {version} started",
+    }

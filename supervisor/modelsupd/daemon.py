@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -21,7 +22,7 @@ import structlog
 import uvloop
 
 from modelsupd import __version__, narrator
-from modelsupd.adoption import take_over
+from modelsupd.adoption import start_record, take_over
 from modelsupd.config import Config
 from modelsupd.config.standing import not_emptied, until_restart
 from modelsupd.control.port import LaunchPlan
@@ -31,12 +32,13 @@ from modelsupd.core.fleet import Declared, fresh, plan, targets
 from modelsupd.core.phases import Replica
 from modelsupd.core.recovery import Boot
 from modelsupd.core.spec import ModelSpec, gpu_count
-from modelsupd.departure import end_all
+from modelsupd.departure import end_all, kill_unrecorded
 from modelsupd.errors import ModelsupdError, Refused
 from modelsupd.followers import Followers
 from modelsupd.gatekeeper import Gatekeeper, is_gateway
 from modelsupd.metrics import Metrics
 from modelsupd.metrics import serve as serve_metrics
+from modelsupd.on_demand import OnDemand
 from modelsupd.rounds import EXTEND_BY_S, Rounds
 from modelsupd.runtime import declared, routes
 from modelsupd.runtime.driver import NOT_WRITABLE, Driver
@@ -102,12 +104,19 @@ class Daemon:
         self._narrator = narrator.Narrator()
         self._processes = Processes(config.runtime_dir, config.state_dir)
         self._fetches = Fetches(lambda: self._config.declaration.weights.downloads, self._file_done)
+        self._demand = OnDemand(
+            replicas=self.replicas,
+            put=self._put,
+            usage=lambda: self._gate.usage(),  # noqa: PLW0108 - the gate is made later
+            on_closed=self._refresh_soon,
+        )
         self._gpus = gpus = Gpus(
             config.state_dir,
             spec=lambda: self._config.declaration.gpus,
             wanted=lambda: any(gpu_count(spec) for spec in self._config.declaration.models.values()),
             replicas=self.replicas,
             put=self._put,
+            placing=self._demand.placer,
             counted=self._apply_for_gateway,
             note=self._note,
         )
@@ -119,6 +128,7 @@ class Daemon:
             lambda: Stock(self._config.weights, self._config.lock),
             self._gpus,
         )
+        self.plan = functools.partial(self._demand.plan, size=self._effects.size)
         self._metrics = Metrics(self, self._processes)
         self._followers = Followers(config.state_dir / "journal")
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -130,6 +140,7 @@ class Daemon:
             replicas=lambda: self._driver.replicas,
             apply=self._apply_for_gateway,
             put=self._put,
+            used=self._demand.look_soon,
         )
         self._refreshing = False
 
@@ -198,21 +209,14 @@ class Daemon:
         self._leaving = True
         self._notify.tell(STOPPING=1, STATUS="stopping engines", EXTEND_TIMEOUT_USEC=int(EXTEND_BY_S * 1e6))
         log.info("stopping every engine; a second signal skips the drain, a third kills")
-        stuck = await end_all(self._driver, self._signals, is_gateway, self._kill_unrecorded)
+        kill = functools.partial(kill_unrecorded, self._driver, self._processes)
+        stuck = await end_all(self._driver, self._signals, is_gateway, kill)
         await self._note("stopped" if not stuck else f"stopped, but for processes that cannot be killed: {stuck}")
         if stuck:
             log.error("left behind what cannot be killed", replicas=stuck)
         else:
             log.info("stopped")
         return 1 if stuck else 0
-
-    def _kill_unrecorded(self) -> None:
-        """Kill past the journal, for a disk that does not answer; the next daemon finds out what became of it."""
-        log.error("leaving without a record; processes are killed")
-        for name, replica in self._driver.replicas.items():
-            if replica.process is not None:
-                self._processes.kill(name, replica.process.run)
-        narrator.flush()
 
     async def _note(self, words: str) -> None:
         body = {"kind": "note", "at": self.now(), "wall": datetime.now(UTC).isoformat(), "why": words}
@@ -231,17 +235,8 @@ class Daemon:
         present = [str(state["model"]) for state in reading.states.values() if "model" in state]
         known = self._models_declared(present) | self._gate.recovering(reading.states)
         recovered = await take_over(reading.states, self._processes, known, boot)
-        body = {
-            "kind": "start",
-            "at": boot.now,
-            "wall": datetime.now(UTC).isoformat(),
-            "boot_id": boot.id,
-            "pid": self.pid,
-            "version": self.version,
-            "why": f"modelsupd {self.version} started",
-        }
         try:
-            await self._journal.append(body)
+            await self._journal.append(start_record(boot, self.pid, self.version))
         except Unwritable as error:
             log.warning("record lost", error=error.why)
         for name, replica in recovered.replicas.items():
@@ -378,15 +373,19 @@ class Daemon:
         self._narrator.changed(before, after, event)
         self._metrics.changed(before, after, event)
         self._gpus.changed(before, after)
-        if not self._refreshing and (before is None or before.phase is not after.phase):
+        if before is None or before.phase is not after.phase:
+            self._refresh_soon()
+
+    def _refresh_soon(self) -> None:
+        if not self._refreshing:
             self._refreshing = True  # once for all changes of this turn of the loop
             asyncio.get_running_loop().call_soon(self._refresh)
 
     def _refresh(self) -> None:
         """Tell gateways what may be routed to by now."""
         self._refreshing = False
-        configured = self._config.declaration.models
-        self._gate.publish(routes.models(configured, self._driver.replicas, self._fetches.progress(), self.now()))
+        told = self._config.declaration.models, self._driver.replicas, self._fetches.progress(), self.now()
+        self._gate.publish(routes.models(*told, self._demand.closed))
         self._gate.look()
 
     def _file_done(self, replicas: frozenset[str], done: FileDone) -> None:

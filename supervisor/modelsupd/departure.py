@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from modelsupd import narrator
 from modelsupd.core.events import Halted, Hurried
 from modelsupd.core.fleet import all_still
 from modelsupd.core.phases import Clearing, Killing, Replica
 from modelsupd.runtime.driver import Driver
+from modelsupd.runtime.process import Processes
 
 log = structlog.get_logger("daemon")
 
@@ -57,6 +59,15 @@ async def end_all(
                     os._exit(1)
             next_signal.cancel()
     return [name for name, replica in driver.replicas.items() if not all_still([replica])]
+
+
+def kill_unrecorded(driver: Driver, processes: Processes) -> None:
+    """Kill past the journal, for a disk that does not answer; the next daemon finds out what became of it."""
+    log.error("leaving without a record; processes are killed")
+    for name, replica in driver.replicas.items():
+        if replica.process is not None:
+            processes.kill(name, replica.process.run)
+    narrator.flush()
 
 
 def _over(replicas: Mapping[str, Replica], names: Sequence[str]) -> bool:

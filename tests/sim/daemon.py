@@ -10,6 +10,7 @@ from typing import Any
 from modelsupd.core.actions import Action
 from modelsupd.core.events import (
     Event,
+    Evicted,
     GpuLost,
     Halted,
     Hurried,
@@ -29,10 +30,11 @@ from modelsupd.runtime.driver import Driver
 from modelsupd.runtime.journal import Unwritable
 from modelsupd.runtime.placer import Placer
 from sim.checks import Checks
+from sim.clients import Clients
 from sim.disk import Disk, SimJournal
 from sim.effects import SimEffects
 from sim.gpus import Cards
-from sim.world import World
+from sim.world import Run, World
 
 _EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -57,17 +59,18 @@ class Log:
 class Life:
     """A daemon from its start to its death."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - each one part of the world that a daemon meets
         self,
         world: World,
         cards: Cards,
+        clients: Clients,
         disk: Disk,
         checks: Checks,
         declared: Mapping[str, Declared],
         boot: tuple[str, float],
     ) -> None:
         """Prepare; `boot` is its id and the wall time at instant 0 of its clock."""
-        self.world, self.cards, self.disk, self.checks = world, cards, disk, checks
+        self.world, self.cards, self.clients, self.disk, self.checks = world, cards, clients, disk, checks
         self.declared = declared
         self.leaving = False
         self._asking: set[asyncio.Task[None]] = set()
@@ -75,11 +78,16 @@ class Life:
         # The only two seams: what the driver does goes through the checks, and what it says into the story.
         driver: Any = driver_module
         driver.step, driver.log = checks.step, Log(world)
-        effects = SimEffects(world, cards, self._intended)
+        effects = SimEffects(world, cards, self._intended, self._started)
         self._boot = Boot(world.now, *boot)
         self.driver = Driver(self.journal, effects, self, wall=self._wall, boot=self._boot.mark)
-        self._rounds: asyncio.Task[None] | None = None
-        self.placer = Placer(lambda: self.driver.replicas, lambda: cards.seen(self.driver.replicas), self._put)
+        self._rounds: list[asyncio.Task[None]] = []
+        self.placer = Placer(
+            lambda: self.driver.replicas,
+            lambda: cards.seen(self.driver.replicas),
+            self._put,
+            usage=lambda: clients.told,
+        )
 
     def _wall(self) -> datetime:
         return _EPOCH + timedelta(seconds=self._boot.zero_s + self.world.now)
@@ -113,7 +121,9 @@ class Life:
             self.driver.introduce(replica, recovered.actions[name], "Recovered", existed=True)
         self.apply(self.declared)
         self.placer.look_soon()
-        self._rounds = asyncio.get_running_loop().create_task(self._go_round())
+        self._rounds = [asyncio.get_running_loop().create_task(self._go_round())]
+        if self.clients.active:
+            self._rounds.append(asyncio.get_running_loop().create_task(self._hear_of_clients()))
 
     async def _append(self, body: dict[str, Any]) -> None:
         try:
@@ -136,6 +146,15 @@ class Life:
             if self.journal.read_only is None:
                 await self.driver.catch_up()
 
+    async def _hear_of_clients(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            self.clients.turn(self.driver.replicas, self.placer.closed)
+            self.placer.look_soon()
+
+    def _started(self, run: Run) -> None:
+        self.clients.starts(run, self.driver.replicas)
+
     def apply(self, declared: Mapping[str, Declared]) -> None:
         """Bring the fleet to what is declared."""
         self.declared = declared
@@ -151,6 +170,8 @@ class Life:
     def _put(self, name: str, event: Event) -> None:
         if isinstance(event, Placed) and event.hold is not None:
             self.cards.placed(name, event.hold)
+        elif isinstance(event, Evicted):
+            self.clients.evicts(self.driver.replicas[name], event, self.driver.replicas)
         self.driver.put(name, event)
 
     def _look_at_gpus(self) -> None:
@@ -220,7 +241,7 @@ class Life:
         """End at once, as by SIGKILL: nothing more is written, decided or done."""
         self.journal.die()
         self.placer.close()
-        for task in (*self._asking, *([self._rounds] if self._rounds else [])):
+        for task in (*self._asking, *self._rounds):
             task.cancel()
         self.checks.excuse(self.driver._behind)
         await self.driver.close()

@@ -38,8 +38,15 @@ _VERDICTS = frozenset({FailureClass.HUNG, FailureClass.START_STALLED})
 class SimEffects:
     """Carries out actions for one daemon; `intended` is told each before it reaches the world."""
 
-    def __init__(self, world: World, cards: Cards, intended: Callable[[Replica, Action], None]) -> None:
-        """Act on `world` and its `cards`."""
+    def __init__(
+        self,
+        world: World,
+        cards: Cards,
+        intended: Callable[[Replica, Action], None],
+        started: Callable[[Run], None],
+    ) -> None:
+        """Act on `world` and its `cards`; `started` sees each process as it begins."""
+        self._started = started
         self._world = world
         self._cards = cards
         self._intended = intended
@@ -142,6 +149,7 @@ class SimEffects:
         process = world.start(run)
         if process is not None:
             self._cards.started(run, run.hold)
+            self._started(run)
         if process is None:
             return SpawnFailed(run.run, Failure(FailureClass.SPAWN, "voided"))
         await asyncio.sleep(world.rng.uniform(0, 0.05))

@@ -24,6 +24,7 @@ from modelsupd.core.spec import Engine, ModelSpec, Start
 from modelsupd.runtime import driver as driver_module
 from sim import rates
 from sim.checks import Checks, Coverage
+from sim.clients import Clients
 from sim.clock import VirtualLoop
 from sim.daemon import Life
 from sim.disk import Disk
@@ -32,6 +33,9 @@ from sim.world import Violation, World
 
 #: Share of worlds with GPUs.
 GPU_WORLDS = 0.5
+
+#: Share of worlds in which models start on demand.
+DEMAND_WORLDS = 0.5
 
 #: How long the faults go on, and how long everything may then take to come to rest, in virtual seconds.
 FAULTS_S = (60.0, 400.0)
@@ -94,8 +98,11 @@ class _Game:
         self.rates = self.world.rates = rates.draw(self.rng)
         gpu_rng = random.Random(f"{seed} gpus")  # noqa: S311 - the same
         self.cards = Cards(gpu_rng, self._tell, self.world)
-        if kept_seeds().get(seed, gpu_rng.random() < GPU_WORLDS):
+        if kept_seeds().get(seed, {}).get("gpus", gpu_rng.random() < GPU_WORLDS):
             self.cards.draw()
+        demand_rng = random.Random(f"{seed} demand")  # noqa: S311 - the same
+        self.clients = Clients(demand_rng, self._tell, self.world)
+        self.clients.active = kept_seeds().get(seed, {}).get("demand", demand_rng.random() < DEMAND_WORLDS)
         self.declared = {f"m{index}": self._declared(0) for index in range(self.rates.models)}
         self.known = dict(self.declared)
         self.boot_id = 0
@@ -119,7 +126,7 @@ class _Game:
             stop=replace(rates.STOP, drain_timeout_s=self.rng.choice([0, 6])),
             restart=rates.RESTART,
         )
-        return Declared(self.cards.onto(spec, version), f"v{version}")
+        return Declared(self.clients.onto(self.cards.onto(spec, version)), f"v{version}")
 
     def play(self) -> None:
         """Boot, and boot again, until the faults are over and all has come to rest."""
@@ -142,6 +149,7 @@ class _Game:
             self.life = None
             self.world.reboot()
             self.checks.rebooted()
+            self.clients.rebooted()
             self.disk.survive(power_cut=True)
         self.outcome.coverage = self.checks.coverage
 
@@ -184,7 +192,7 @@ class _Game:
 
     async def _start(self) -> None:
         boot = f"boot {self.boot_id}", self.zero_s
-        self.life = Life(self.world, self.cards, self.disk, self.checks, self.declared, boot)
+        self.life = Life(self.world, self.cards, self.clients, self.disk, self.checks, self.declared, boot)
         await self.life.start()
 
     async def _chaos(self, life: Life) -> bool:
@@ -237,6 +245,7 @@ class _Game:
             self._tell(
                 f"reload: {model}: {how}: {', '.join(f'{name} {entry.digest}' for name, entry in declared.items())}"
             )
+            self.clients.excused_until = self.loop.time() + 15.0
             life.apply(declared)
 
     def _inputs(self, _life: Life) -> None:
@@ -314,6 +323,7 @@ class _Game:
         self._tell("no more faults")
         self.world.heal(rates.kind())
         self.cards.heal()
+        self.clients.coming = False
         self.disk.full = self.disk.broken = False
         self.disk.slow = 0.0
         if self.life is None:
@@ -348,12 +358,17 @@ class _Game:
             elif not invariants.at_rest(replica) and not self._has_no_place(replica, life):
                 yield f"{name}, wanted {replica.want}, is {replica.phase}: {replica.reason}"
             yield from self._engine_unrest(name, life)
+        for model in self.clients.left(life.driver.replicas):
+            yield f"{model} is ready, and requests wait for it"
 
     def _has_no_place(self, replica: Replica, life: Life) -> bool:
         """Tell whether a replica waits for GPUs, and there are none for it."""
         replicas = life.driver.replicas
         waits = isinstance(replica.phase, Waiting) and replica.runs_wanted
-        return waits and replica.name not in allot(replicas, {}, self.cards.seen(replicas)).placed
+        if not waits:
+            return False
+        answer = allot(replicas, {}, self.cards.seen(replicas), self.clients.told, self.world.now)
+        return not answer.evicted and not answer.closed and replica.name not in answer.placed
 
     def _engine_unrest(self, name: str, life: Life) -> Iterator[str]:
         replica, remaining = life.driver.replicas[name], self.world.remaining(name)
@@ -369,11 +384,11 @@ class _Game:
 
 
 @functools.cache
-def kept_seeds() -> dict[int, bool]:
-    """Return the seeds that once failed, and whether there are GPUs in their world; each line of the file tells why."""
+def kept_seeds() -> dict[int, dict[str, bool]]:
+    """Return the seeds that once failed, and what there is in their world; each line of the file tells why."""
     lines = Path(__file__).with_name("seeds.txt").read_text(encoding="utf-8").splitlines()
     told = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-    return {int(words[0]): words[1] == "gpus:" for words in sorted(told)}
+    return {int(words[0]): {"gpus": "gpus:" in words[1:3], "demand": "demand:" in words[1:3]} for words in sorted(told)}
 
 
 def unreached(coverage: Coverage) -> list[str]:

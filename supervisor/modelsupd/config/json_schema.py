@@ -72,6 +72,8 @@ _EXAMPLES: dict[tuple[str, str], list[object]] = {
     ("ModelSpec", "gpus"): [1, ["GPU-5f1c1b0e-8f2d-4c53-9d3c-0d6a3f2b7e11"]],
     ("ModelSpec", "replicas"): [1, "per-gpu"],
     ("PlacementSpec", "apart_from"): [["qwen"]],
+    ("DemandSpec", "excludes"): [["big"]],
+    ("DemandSpec", "group"): ["big"],
     ("GpusSpec", "nvml"): ["/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"],
     ("ModelSpec", "command"): [["python3", "server.py", "--uds", "{socket}"]],
     ("ModelSpec", "aliases"): [["gpt-4o-mini"]],

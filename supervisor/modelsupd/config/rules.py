@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from modelsupd.config import weights
+from modelsupd.config import demand, weights
 from modelsupd.config.words import nearest
 from modelsupd.core.gpu_spec import PlacementSpec
 from modelsupd.core.spec import MOST_REPLICAS, NAME, DaemonSpec, Engine, EngineSpec, ModelSpec, Problem, RestartPolicy
@@ -62,7 +62,7 @@ def of_model(name: str) -> Callable[[ModelSpec], Iterator[Problem]]:
         yield from _environment((*here, "env"), spec.env)
         yield from _restart((*here, "restart"), spec.restart)
         yield from _gpus(here, spec)
-        for problem in (*weights.of_model(spec), *adapter(spec.engine).problems(name, spec)):
+        for problem in (*weights.of_model(spec), *demand.of_model(spec), *adapter(spec.engine).problems(name, spec)):
             yield Problem((*here, *problem.path), problem.value, problem.why)
 
     return check

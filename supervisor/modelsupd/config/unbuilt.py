@@ -16,13 +16,3 @@ def of_gateway(raw: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield a problem for more than one worker, of which it is known what is meant."""
     if "workers" in raw:
         yield Problem(("gateway", "workers"), raw["workers"], WORKERS)
-
-
-def of_model(where: tuple[str, ...], raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield a problem for each setting of a `[models.NAME]` entry that means something not built yet."""
-    refusals = {
-        "start": (raw.get("start") == "on-demand", "start on demand is not built yet; there are 'always' and 'manual'"),
-    }
-    for key, (refused, why) in refusals.items():
-        if refused:
-            yield Problem((*where, key), raw[key], why)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from modelsupd.config import gateway, rules, unbuilt, weights, words
+from modelsupd.config import demand, gateway, rules, unbuilt, weights, words
 from modelsupd.core.gpu_spec import GpusSpec
 from modelsupd.core.spec import DaemonSpec, Declaration, EngineSpec, GatewaySpec, ModelSpec, Problem, WeightsSpec
 
@@ -58,6 +58,9 @@ def validate(raw: Mapping[str, Any], problems: list[Problem]) -> Declaration:
     if isinstance(raw.get("gateway"), dict):
         known = {*sections["models"], *(alias for model in models.values() for alias in model.aliases)}
         serving = _entry(GatewaySpec, ("gateway",), sections["gateway"], problems, gateway.of_gateway(known))
+    # Where [gateway] itself is wrong, that is all there is to say about it.
+    assumed = GatewaySpec() if "gateway" in raw and serving is None else serving
+    problems.extend(demand.across(sections["models"], models, assumed))
     return Declaration(
         daemon=daemon or DaemonSpec(),
         weights=fetching or WeightsSpec(),
@@ -94,7 +97,7 @@ def _entry(
 
     report(words.not_in_json(where, raw))
     if cls is ModelSpec:
-        report((*unbuilt.of_model(where, rest), *rules.counts(where, rest)))
+        report(rules.counts(where, rest))
     elif cls is GatewaySpec:
         report(unbuilt.of_gateway(rest))
     while True:

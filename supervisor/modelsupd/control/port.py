@@ -89,6 +89,10 @@ class Port(Protocol):
         """
         ...
 
+    async def plan(self, target: str) -> Sequence[Mapping[str, Any]]:
+        """Return what would happen if a model were asked for now (`core.preview.Preview`). Raises `UnknownTarget`."""
+        ...
+
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration again; return what changes, in words. Raises `ConfigError`, changing nothing."""
         ...

@@ -81,6 +81,7 @@ class _Server:
                 web.get("/v1/show", self._show, allow_head=False),
                 web.get("/v1/events", self._events, allow_head=False),
                 web.post("/v1/command", self._command),
+                web.get("/v1/plan", self._plan, allow_head=False),
                 web.get("/v1/gpus", self._gpus, allow_head=False),
                 web.post("/v1/gpu", self._gpu),
                 web.post("/v1/reload", self._reload),
@@ -166,6 +167,9 @@ class _Server:
         # A command that was taken is carried out, whether or not whoever gave it waits for the answer.
         names = await asyncio.shield(self._port.command(str(verb), target, request[_BY]))
         return web.json_response({"replicas": names})
+
+    async def _plan(self, request: web.Request) -> web.Response:
+        return web.json_response({"replicas": list(await self._port.plan(_target(request.query)))})
 
     async def _gpus(self, _request: web.Request) -> web.Response:
         rows, notes = await self._port.look_at_gpus()

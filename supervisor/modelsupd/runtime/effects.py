@@ -185,6 +185,17 @@ class RuntimeEffects:
         except TimeoutError:
             return None
 
+    async def size(self, replica: Replica) -> Size | None:
+        """Return what a run would take of GPUs; None where it takes none, its weights are not there, or in no time."""
+        if gpu_count(replica.spec) == 0:
+            return None
+        try:
+            inputs = await self._look(replica)
+        except TimeoutError:
+            return None
+        whole = inputs.job is None and inputs.failure is None
+        return await self._size(replica.spec, inputs.files) if whole else None
+
     async def changed(self, replica: Replica) -> str:
         """Return what has changed on disk since the replica's engine was started, in words; "" for nothing."""
         try:

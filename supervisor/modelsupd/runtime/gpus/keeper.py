@@ -55,8 +55,8 @@ class Gpus:
     """The host's GPUs, for the daemon.
 
     `spec` returns the present `[gpus]`, `wanted` whether any model uses a GPU, `replicas` what is published; `put`
-    hands a replica an event, `counted` is called when there are more or fewer GPUs than before, `note` writes words
-    into the journal.
+    hands a replica an event, `placing` makes who gives GPUs away, `counted` is called when there are more or fewer of
+    them than before, `note` writes words into the journal.
     """
 
     def __init__(  # noqa: PLR0913 - by name, each one thing that the daemon lends
@@ -67,12 +67,13 @@ class Gpus:
         wanted: Callable[[], bool],
         replicas: Callable[[], Mapping[str, Replica]],
         put: Callable[[str, Event], None],
+        placing: Callable[[Callable[[], Sequence[Card]]], Placer],
         counted: Callable[[], object],
         note: Callable[[str], Awaitable[None]],
     ) -> None:
         """Prepare; nothing is read yet."""
         self._spec, self._wanted, self._replicas, self._put = spec, wanted, replicas, put
-        self._counted, self._count, self._note = counted, 0, note
+        self._placing, self._counted, self._count, self._note = placing, counted, 0, note
         self.inventory = Inventory(spec)
         self.quarantine = Quarantine(state_dir)
         self._runs: dict[str, _Run] = {}
@@ -90,7 +91,7 @@ class Gpus:
         if self._wanted():
             await self.inventory.read()
         self._count = self.count()
-        self._placer = Placer(self._replicas, self.cards, self._put)
+        self._placer = self._placing(self.cards)
 
     async def close(self) -> None:
         """Place nothing any more, and end the process that reads."""
