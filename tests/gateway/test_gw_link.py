@@ -183,10 +183,17 @@ class Gateway:
         self.told: list[str] = []
         self.sockets: list[socket.socket] = []
         self.ledger = Ledger()
+        self.waiting: tuple[wire.Wanted, ...] = ()
 
     def hello(self) -> tuple[wire.Hello, Sequence[socket.socket]]:
         traffic = self.ledger.all()
-        return wire.Hello(run="gateway#1", pid=os.getpid(), sockets=len(self.sockets), traffic=traffic), self.sockets
+        told = wire.Hello(
+            run="gateway#1", pid=os.getpid(), sockets=len(self.sockets), traffic=traffic, wanted=self.waiting
+        )
+        return told, self.sockets
+
+    def wanted(self) -> tuple[wire.Wanted, ...]:
+        return self.waiting
 
     def welcome(self, message: wire.Welcome, sockets: Sequence[socket.socket]) -> None:
         self.table = message.table

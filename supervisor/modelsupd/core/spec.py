@@ -42,6 +42,7 @@ class Start(StrEnum):
     """When a model is started without being asked to."""
 
     ALWAYS = "always"
+    ON_DEMAND = "on-demand"
     MANUAL = "manual"
 
 
