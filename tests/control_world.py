@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ from typing import Any
 
 from modelsupd.control.port import LaunchPlan
 from modelsupd.control.words import Timeline
+from modelsupd.core.demand import Usage
 from modelsupd.core.events import (
     Event,
     Exit,
@@ -27,6 +29,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.fleet import Declared, fresh, targets
 from modelsupd.core.phases import Replica
+from modelsupd.core.preview import preview
 from modelsupd.core.record import durable, plain_event
 from modelsupd.core.replica import step
 from modelsupd.core.spec import Engine, ModelSpec
@@ -132,6 +135,11 @@ class MemoryPort:
 
     def replicas(self) -> Mapping[str, Replica]:
         return {name: tape.replica for name, tape in self.tapes.items()}
+
+    async def plan(self, target: str) -> Sequence[Mapping[str, Any]]:
+        names = targets(self.replicas(), target)
+        found = preview(self.replicas(), (), Usage(known=True), self.now(), dict.fromkeys(names))
+        return [dataclasses.asdict(each) for each in found]
 
     def models(self) -> Mapping[str, ModelSpec]:
         return {tape.replica.model: tape.replica.spec for tape in self.tapes.values() if not tape.replica.removed}

@@ -23,7 +23,7 @@ from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.record import Entry
 from modelsupd.gateway.service import Service, Ways
 from modelsupd.gateway.traffic import Ledger
-from modelsupd.gateway.wire import Kind
+from modelsupd.gateway.wire import Kind, Wanted
 from waiting import auntil
 
 TICK_S = 0.02
@@ -183,6 +183,8 @@ class World:
     evidence: list[tuple[str, Kind, str]] = field(default_factory=list)
     engines: list[Engine] = field(default_factory=list)
     clients: list[Client] = field(default_factory=list)
+    demands: list[dict[str, int]] = field(default_factory=list)
+    """How many waited, by model, each time that the daemon would have been told at once."""
 
     async def engine(self, answer: Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]) -> Engine:
         made = Engine(self.folder / f"e{len(self.engines)}.sock", answer)
@@ -224,6 +226,9 @@ class World:
     async def chat(self, model: str = "m", *, stream: bool = False, **more: Any) -> Answer:  # noqa: ANN401 - a body
         return await self.ask("/v1/chat/completions", said(model, stream=stream, **more))
 
+    def wanted(self) -> dict[str, Wanted]:
+        return {each.model: each for each in self.service.wanted()}
+
     def queued(self, name: str = "m") -> int:
         return self.service.queued().get(name, 0)
 
@@ -264,7 +269,11 @@ async def _world(check: Callable[[Headers], Principal | Refusal], ways: Ways) ->
     ledger = Ledger()
     entries: list[Entry] = []
     evidence: list[tuple[str, Kind, str]] = []
-    reports = Reports(evidence=lambda *told: evidence.append(told), record=entries.append)
+    reports = Reports(
+        evidence=lambda *told: evidence.append(told),
+        record=entries.append,
+        demand=lambda: world.demands.append({each.model: each.waiting for each in service.wanted()}),
+    )
     service = Service(check, ledger=ledger, reports=reports, ways=ways)
     front = Front(Limits(), service.handle, tick_s=TICK_S)
     front.start()

@@ -93,7 +93,10 @@ def test_paths_are_relative_to_the_file_and_bare_names_are_left_for_path(tmp_pat
         ("replicas = 513", "models.m.replicas = 513: must be at most 512"),
         ("aliases = 'x'", "models.m.aliases = 'x': must be a list, not a string"),
         ("aliases = ['x', 3]", "models.m.aliases[1] = 3: must be a string, not an integer"),
-        ("start = 'manuel'", "models.m.start = 'manuel': must be 'always', 'on-demand' or 'manual'; did you mean 'manual'?"),
+        (
+            "start = 'manuel'",
+            "models.m.start = 'manuel': must be 'always', 'on-demand' or 'manual'; did you mean 'manual'?",
+        ),
         ("env = 3", "models.m.env: must be a table, not an integer"),
         ("env.A = 3", "models.m.env.A: must be a string, not an integer"),
         (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import structlog
 
 from modelsupd import __version__
 from modelsupd.config import Config
+from modelsupd.core.demand import Usage
 from modelsupd.core.events import Delivered, Event, FailedClient
 from modelsupd.core.fleet import Declared
 from modelsupd.core.phases import Live, Ready, Replica, phase_name
@@ -57,6 +58,8 @@ class Gatekeeper:
     """Decides which gateways are declared, and which of them takes connections.
 
     `replicas` returns what is published; `apply` brings the fleet to what is declared, `put` hands a replica an event.
+    `used` is called when what `usage` returns may have changed in a way that matters: what is waited for, whether a run
+    is in use, or which gateways there are.
     """
 
     def __init__(
@@ -66,12 +69,12 @@ class Gatekeeper:
         replicas: Callable[[], Mapping[str, Replica]],
         apply: Callable[[], object],
         put: Callable[[str, Event], None],
+        used: Callable[[], object] = lambda: None,
     ) -> None:
         """Prepare; nothing is touched before `configure`."""
         self._config = config
         self._replicas, self._apply, self._put = replicas, apply, put
         self._desired: Declared | None = None
-        self._delivered: dict[str, tuple[int, int]] = {}
         self._bound_for: tuple[tuple[str, int], ...] = ()
         self._retry: asyncio.TimerHandle | None = None
         self._applying = False
@@ -79,8 +82,9 @@ class Gatekeeper:
         self._links = GatewayLinks(
             config.runtime_dir / wire.SOCKET_NAME,
             on_hello=self._hello,
-            on_traffic=self._traffic,
+            on_delivered=self._delivered,
             on_evidence=self._evidence,
+            on_used=used,
         )
 
     # What is declared
@@ -207,6 +211,8 @@ class Gatekeeper:
 
     def publish(self, models: tuple[Model, ...]) -> None:
         """Tell gateways what there is."""
+        processes = ((name, replica.process) for name, replica in self._replicas().items())
+        self._links.forget_all_but({f"{name}#{process.run}" for name, process in processes if process is not None})
         self._links.publish(models)
 
     def look(self) -> None:
@@ -274,21 +280,18 @@ class Gatekeeper:
 
     # What gateways saw
 
-    def _traffic(self, seen: Sequence[wire.Traffic]) -> None:
-        for traffic in seen:
-            before = self._delivered.get(traffic.run, (0, 0))
-            self._delivered[traffic.run] = traffic.bytes, traffic.in_flight
-            if traffic.bytes > before[0] and (found := _run_of(traffic.run)):
-                self._put(found[0], Delivered(found[1]))
+    def usage(self) -> Usage:
+        """Return which runs are in use, and which models are waited for."""
+        return self._links.usage()
+
+    def _delivered(self, run: str) -> None:
+        if found := _run_of(run):
+            self._put(found[0], Delivered(found[1]))
 
     def _evidence(self, seen: wire.Evidence) -> None:
         if found := _run_of(seen.run):
             log.warning("failed a client", replica=found[0], run=found[1], kind=seen.kind, why=seen.words)
             self._put(found[0], FailedClient(found[1], f"{seen.kind}: {seen.words}"))
-
-    def forget(self, runs: set[str]) -> None:
-        """Drop what was known of all runs but these."""
-        self._delivered = {key: seen for key, seen in self._delivered.items() if key in runs}
 
     async def metrics(self) -> bytes:
         """Return what the gateway that takes connections tells Prometheus; nothing where none answers in time."""

@@ -20,8 +20,8 @@ from modelsupd.runtime.placer import Placer
 class OnDemand:
     """Brings together what gateways tell, what GPUs there are, and who decides.
 
-    `replicas` returns what is published, `put` hands a replica an event, `usage` returns what gateways tell; `on_closed`
-    is called when others than before are to take no new requests.
+    `replicas` returns what is published, `put` hands a replica an event, `usage` returns what gateways tell.
+    `on_closed` is called when others than before are to take no new requests.
     """
 
     def __init__(

@@ -37,8 +37,12 @@ NUMBER = st.integers(0, 2**60)
 TRAFFIC = st.builds(
     wire.Traffic, run=st.text(), in_flight=NUMBER, bytes=NUMBER, last_delivery_at=st.none() | st.floats(0, 1e9)
 )
+WANTED = st.lists(st.builds(wire.Wanted, st.text(), NUMBER, st.floats(0, 1e9)), max_size=3).map(tuple)
 MESSAGES = st.one_of(
-    st.builds(wire.Hello, run=st.text(), pid=NUMBER, table_seq=st.none() | NUMBER, traffic=st.tuples(TRAFFIC)),
+    st.builds(
+        wire.Hello, run=st.text(), pid=NUMBER, table_seq=st.none() | NUMBER, traffic=st.tuples(TRAFFIC), wanted=WANTED
+    ),
+    st.builds(wire.Demand, WANTED),
     st.builds(wire.Welcome, seq=NUMBER, models=st.lists(MODELS, max_size=3).map(tuple), accept=st.booleans()),
     st.builds(wire.Models, seq=NUMBER, changed=st.tuples(MODELS), removed=st.tuples(st.text())),
     st.builds(wire.TrafficReport, traffic=st.tuples(TRAFFIC, TRAFFIC)),
@@ -183,10 +187,17 @@ class Gateway:
         self.told: list[str] = []
         self.sockets: list[socket.socket] = []
         self.ledger = Ledger()
+        self.waiting: tuple[wire.Wanted, ...] = ()
 
     def hello(self) -> tuple[wire.Hello, Sequence[socket.socket]]:
         traffic = self.ledger.all()
-        return wire.Hello(run="gateway#1", pid=os.getpid(), sockets=len(self.sockets), traffic=traffic), self.sockets
+        told = wire.Hello(
+            run="gateway#1", pid=os.getpid(), sockets=len(self.sockets), traffic=traffic, wanted=self.waiting
+        )
+        return told, self.sockets
+
+    def wanted(self) -> tuple[wire.Wanted, ...]:
+        return self.waiting
 
     def welcome(self, message: wire.Welcome, sockets: Sequence[socket.socket]) -> None:
         self.table = message.table

@@ -93,7 +93,12 @@ def test_the_health_of_the_gateway_needs_no_key() -> None:
         not_ready = await world.ask("/ready", method="GET")
         assert (not_ready.status, not_ready.headers["retry-after"]) == (503, "3")
         world.table(model("m"))
-        assert (await world.ask("/ready", method="GET")).json == {"status": "ready", "ready": 1, "models": 1}
+        assert (await world.ask("/ready", method="GET")).json == {
+            "status": "ready",
+            "ready": 1,
+            "startable": 0,
+            "models": 1,
+        }
 
     run(test, check=check)
 

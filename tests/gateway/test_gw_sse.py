@@ -14,7 +14,7 @@ from gw_world import DONE, GOOD_STREAM, event, whole_answer
 from modelsupd.gateway.base import Api
 from modelsupd.gateway.parsing import Headers
 from modelsupd.gateway.sse import KEPT_BYTES, MAX_HELD_BYTES, Scanner
-from modelsupd.gateway.traffic import RunTraffic
+from modelsupd.gateway.traffic import Ledger, RunTraffic
 from modelsupd.gateway.usage import Usage
 from modelsupd.gateway.wire import Kind
 
@@ -27,7 +27,7 @@ class Seen:
     """A scanner, and what it let pass of the pieces that it was given."""
 
     def __init__(self, *pieces: bytes, api: Api = Api.CHAT, headers: Headers = STREAM, status: int = 200) -> None:
-        self.traffic = RunTraffic("m/0#1")
+        self.traffic = RunTraffic("m/0#1", Ledger())
         self.now = 0.0
         self.scanner = Scanner(api, self.traffic, self.clock, mend=lambda: MENDED)
         self.scanner.head(status, headers)

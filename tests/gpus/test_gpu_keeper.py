@@ -98,6 +98,7 @@ class World:
             wanted=lambda: True,
             replicas=self.published,
             put=lambda name, event: self.told.append((name, event)),
+            placing=lambda seen: Placer(self.published, seen, lambda name, event: self.told.append((name, event))),
             counted=self.count,
             note=self.note,
         )
@@ -253,6 +254,7 @@ def test_replicas_per_gpu_are_counted_and_kept_where_that_cannot_be(place: Path)
             wanted=lambda: True,
             replicas=dict,
             put=lambda _name, _event: None,
+            placing=lambda seen: Placer(dict, seen, lambda _name, _event: None),
             counted=lambda: None,
             note=world.note,
         )

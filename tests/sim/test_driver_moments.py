@@ -15,6 +15,7 @@ from modelsupd.core.spec import Engine, ModelSpec
 from modelsupd.runtime import driver as driver_module
 from sim import rates
 from sim.checks import Checks
+from sim.clients import Clients
 from sim.clock import VirtualLoop
 from sim.daemon import Life
 from sim.disk import Disk
@@ -41,9 +42,8 @@ def live(scene: Callable[[Life], Awaitable[None]], declared: dict[str, Declared]
     disk, loop = Disk(world.rng, world.tell), VirtualLoop(10.0)
 
     async def play() -> None:
-        life = Life(
-            world, Cards(world.rng, world.tell, world), disk, Checks(world, world.tell), declared, ("boot", 0.0)
-        )
+        cards, clients = Cards(world.rng, world.tell, world), Clients(world.rng, world.tell, world)
+        life = Life(world, cards, clients, disk, Checks(world, world.tell), declared, ("boot", 0.0))
         await life.start()
         await scene(life)
         await life.die()

@@ -24,6 +24,7 @@ VERBS = {
     "check": "check:check",
     "schema": "check:schema",
     "reload": "commands:reload",
+    "plan": "plan:plan",
     "pull": "pull:pull",
     "list": "listing:list_",
     "verify": "verify:verify",

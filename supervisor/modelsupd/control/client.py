@@ -64,6 +64,11 @@ class Client:
         names: list[str] = self._ask("GET", "/v1/targets", {"target": target})["replicas"]
         return names
 
+    def plan(self, target: str) -> list[dict[str, Any]]:
+        """Return what would become of the replicas meant if they were asked for now."""
+        rows: list[dict[str, Any]] = self._ask("GET", "/v1/plan", {"target": target})["replicas"]
+        return rows
+
     def gpus(self) -> dict[str, Any]:
         """Return the GPUs, as the status document tells of them, and notes on what kept some from being read."""
         return self._ask("GET", "/v1/gpus", timeout_s=ANSWER_TIMEOUT_S)

@@ -8,10 +8,14 @@ from enum import StrEnum
 
 
 class Availability(StrEnum):
-    """What a request for a model can expect."""
+    """What a request for a model can expect.
+
+    One that is loading, or that starts on demand and has no process now, is waited for; the other two are refused.
+    """
 
     READY = "ready"
     LOADING = "loading"
+    ON_DEMAND = "on-demand"
     DOWN = "down"
     FAILED = "failed"
 
@@ -37,13 +41,14 @@ class Model:
 
     `reason` is for people where it is not ready (`loading: 62 %`), `retry_after_s` how long a client may wait before it
     asks again. `context_length` counts tokens, None where it is not known. `capabilities` are words such as `images`,
-    `tools`, `embedding`, by which `auto` chooses.
+    `tools`, `embedding`, by which `auto` chooses. `on_demand` says that requests start it, whatever its state is now.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     engine: str = ""
     availability: Availability = Availability.DOWN
+    on_demand: bool = False
     reason: str = ""
     retry_after_s: float = 5.0
     runs: tuple[Run, ...] = ()

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from modelsupd.core.routing import Candidate, choose
-from modelsupd.gateway.base import Model, Run, Table
+from modelsupd.gateway.base import Availability, Model, Run, Table
 from modelsupd.gateway.record import Entry
 from modelsupd.gateway.suspects import Suspects
 from modelsupd.gateway.traffic import Ledger
 from modelsupd.gateway.waiting import Queue, Waiter
-from modelsupd.gateway.wire import Kind
+from modelsupd.gateway.wire import Kind, Wanted
 
 TICK_S: Final = 0.25
 
@@ -35,6 +35,8 @@ class Reports:
 
     evidence: Callable[[str, Kind, str], None] = field(default=lambda run, kind, words: None)  # noqa: ARG005 - ignored
     record: Callable[[Entry], None] = field(default=lambda entry: None)  # noqa: ARG005 - ignored
+    demand: Callable[[], object] = field(default=lambda: None)
+    """What is waited for, or how busy a run is, changed so that it matters now. Any number of times in a turn."""
 
 
 class Desk:
@@ -49,6 +51,7 @@ class Desk:
         self.relays: set[Waiter] = set()
         self.clock = time.monotonic
         self._queues: dict[str, Queue] = {}
+        self._pressing: set[str] = set()  # models that are not ready, and waited for
         self._used_at: dict[str, float] = {}
         self._tick_s = tick_s
         self._ticked_at = 0.0
@@ -74,6 +77,7 @@ class Desk:
         self._used_at = {key: at for key, at in self._used_at.items() if key in runs}
         for queue in list(self._queues.values()):
             queue.pump()
+            self._stirred(queue.model)  # for one that was ready and is not, or the other way about
         # A model that is gone has nobody who waits any more; its last requests hold their queue themselves.
         names = table.models.keys()
         self._queues = {name: queue for name, queue in self._queues.items() if name in names or queue.active}
@@ -86,12 +90,16 @@ class Desk:
         """Return who waits for a model."""
         found = self._queues.get(name)
         if found is None:
-            found = self._queues[name] = Queue()
+            found = self._queues[name] = Queue(name, self._stirred)
         return found
 
     def queued(self) -> Mapping[str, int]:
         """Return how many requests wait, by model. From any thread."""
         return {name: len(queue) for name, queue in list(self._queues.items())}
+
+    def wanted(self) -> tuple[Wanted, ...]:
+        """Return every model that requests wait for."""
+        return tuple(Wanted(name, len(queue), queue.since()) for name, queue in self._queues.items() if len(queue))
 
     def pick(self, model: Model, tried: Mapping[str, int], session: str | None, now: float) -> Run | None:
         """Return the run that serves next; `tried` are those that failed this request, and how often."""
@@ -126,6 +134,20 @@ class Desk:
             return None
         self._used_at[chosen.key] = now
         return candidates[chosen.key][0]
+
+    def _stirred(self, name: str) -> None:
+        """Take note that somebody waits for a model now, or nobody any more, or that it has become another one."""
+        queue, model = self._queues.get(name), self.model(name)
+        waited_for = queue is not None and len(queue) > 0
+        presses = waited_for and model is not None and model.availability is not Availability.READY
+        if presses:
+            self._pressing.add(name)
+        elif name in self._pressing:
+            self._pressing.discard(name)
+        elif not self._pressing:
+            return
+        self.ledger.on_idle = self.reports.demand if self._pressing else None
+        self.reports.demand()
 
     def _tick(self) -> None:
         now = self.clock()

@@ -36,6 +36,9 @@ class Station(Protocol):
     def hello(self) -> tuple[wire.Hello, Sequence[socket.socket]]:
         """Return who it is and all that it knows, with its listening sockets."""
 
+    def wanted(self) -> tuple[wire.Wanted, ...]:
+        """Return every model that requests wait for."""
+
     def welcome(self, message: wire.Welcome, sockets: Sequence[socket.socket]) -> None:
         """Take the whole table, and the listening sockets, if there are any."""
 
@@ -60,6 +63,9 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._channel: Channel | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._wanted: tuple[wire.Wanted, ...] = ()
+        self._urgent: asyncio.Handle | None = None
+        self._urgent_at = 0.0
         self._pause_s = FIRST_PAUSE_S
         self._evidence: deque[wire.Evidence] = deque(maxlen=_KEPT_EVIDENCE)
         self._welcomed = False
@@ -79,6 +85,9 @@ class Link:
         """Hang up for good."""
         self._closed = True
         self._stop_timer()
+        if self._urgent is not None:
+            self._urgent.cancel()
+            self._urgent = None
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -92,6 +101,17 @@ class Link:
         else:
             self._evidence.append(message)
 
+    def stir(self) -> None:
+        """Tell the daemon in a moment what has changed by then. One that is away learns it by the next hello."""
+        if self._urgent is not None or not self._welcomed:
+            return
+        now = self._loop.time()
+        self._urgent_at = max(self._urgent_at, now - wire.URGENT_BURST * wire.URGENT_EVERY_S) + wire.URGENT_EVERY_S
+        if self._urgent_at <= now:
+            self._urgent = self._loop.call_soon(self._tell_urgent)
+        else:
+            self._urgent = self._loop.call_at(self._urgent_at, self._tell_urgent)
+
     def _dial(self) -> None:
         self._timer = None
         try:
@@ -102,6 +122,7 @@ class Link:
         self._channel = Channel(connected, on_message=self._take, on_closed=self._lost)
         hello, sockets = self._station.hello()
         self._ledger.changed()  # all of it stands in the hello
+        self._wanted = hello.wanted
         self._channel.send(hello, sockets)
         if self._channel is not None:
             self._timer = self._loop.call_later(WELCOME_TIMEOUT_S, self._give_up)
@@ -149,11 +170,24 @@ class Link:
         self._station.welcome(message, sockets)
         while self._evidence and self._channel is not None:
             self._channel.send(self._evidence.popleft())
+        self.stir()  # of what changed since the hello
         if self._channel is not None:
             self._timer = self._loop.call_later(wire.TRAFFIC_EVERY_S, self._report)
 
     def _report(self) -> None:
         self._timer = self._loop.call_later(wire.TRAFFIC_EVERY_S, self._report)
+        self._tell()
+
+    def _tell_urgent(self) -> None:
+        self._urgent = None
+        if self._welcomed:
+            self._tell()
+
+    def _tell(self) -> None:
         changed = self._ledger.changed()
         if changed and self._channel is not None:
             self._channel.send(wire.TrafficReport(traffic=changed))
+        wanted = self._station.wanted()
+        if wanted != self._wanted and self._channel is not None:
+            self._wanted = wanted
+            self._channel.send(wire.Demand(wanted))

@@ -121,7 +121,11 @@ def _distributions(tally: Tally) -> Iterator[Metric]:
 
 
 def _gauges(now: Now) -> Iterator[Metric]:
-    flying = GaugeMetricFamily("modelsupd_gateway_requests_in_flight", "Requests with an engine.", labels=_SERIES)
+    flying = GaugeMetricFamily(
+        "modelsupd_gateway_requests_in_flight",
+        "Requests with an engine, but for those to its own pages.",
+        labels=_SERIES,
+    )
     by_replica: dict[str, int] = defaultdict(int)
     for run, count in now.in_flight.items():
         by_replica[replica_of(run)] += count

@@ -25,6 +25,7 @@ from modelsupd.gateway.ports import Pair
 from modelsupd.gateway.record import Entry
 from modelsupd.gateway.serving import WARM_AFTER_S, Errand, Serving
 from modelsupd.gateway.traffic import Ledger
+from modelsupd.gateway.wire import Wanted
 
 AUTO: Final = "auto"
 
@@ -46,6 +47,7 @@ _JSON: Final[Pair] = (b"content-type", b"application/json")
 _NO_TABLE: Final = Trouble(503, "starting", "the gateway has not heard from its daemon yet", 1.0)
 _OK: Final = 200
 _MOVED: Final = 308
+_WAITED_FOR: Final = (Availability.LOADING, Availability.ON_DEMAND)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,10 @@ class Service:
     def queued(self) -> Mapping[str, int]:
         """Return how many requests wait, by model."""
         return self.desk.queued()
+
+    def wanted(self) -> tuple[Wanted, ...]:
+        """Return every model that requests wait for."""
+        return self.desk.wanted()
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request, now or later."""
@@ -208,7 +214,7 @@ class Service:
                 capabilities=model.capabilities,
                 context_length=model.context_length,
                 ready=model.availability is Availability.READY,
-                waits=model.availability is Availability.LOADING,
+                waits=model.availability in _WAITED_FOR,
             )
             for model in self._allowed(table, principal)
         ]
@@ -270,11 +276,14 @@ class Service:
         table = self.desk.table
         models = list(table.models.values()) if table is not None else []
         ready = sum(model.availability is Availability.READY for model in models)
-        if ready:
-            self._tell(exchange, headers, {"status": "ready", "ready": ready, "models": len(models)})
+        # One that starts on demand counts while it starts, too: a host must not seem unfit for being made use of.
+        startable = sum(model.on_demand and model.availability in _WAITED_FOR for model in models)
+        if ready or startable:
+            told = {"status": "ready", "ready": ready, "startable": startable, "models": len(models)}
+            self._tell(exchange, headers, told)
             return
         retry_after_s = min((model.retry_after_s for model in models), default=1.0)
-        words = f"none of {len(models)} models is ready" if table is not None else _NO_TABLE.words
+        words = f"none of {len(models)} models is ready, or starts on demand" if table is not None else _NO_TABLE.words
         self._refuse(exchange, headers, Trouble(503, "not_ready", words, retry_after_s))
 
     def _tell_models(self, exchange: Exchange, headers: list[Pair], table: Table, principal: Principal) -> None:

@@ -147,9 +147,10 @@ class Serving:
         if not self._errand.queued:
             self._fail(self._trouble or errors.not_ready(model.name, model.reason, model.retry_after_s))
         elif self._may_wait():
-            self._wait.begin(self._desk.clock())
+            now = self._desk.clock()
+            self._wait.begin(now)
             self._exchange.on_client_gone(self._client_gone)
-            self._queue.join(self, first=bool(self._tried))
+            self._queue.join(self, now, first=bool(self._tried))
 
     def _may_wait(self) -> bool:
         refusal = self._wait.refusal(self._model, self._queue, self._desk.clock(), again=bool(self._tried))
@@ -188,7 +189,7 @@ class Serving:
         if errand.queued:
             self._holds_place = True
             self._queue.active += 1
-        self._traffic = traffic = desk.ledger.of(key)
+        self._traffic = traffic = desk.ledger.of(key) if errand.queued else desk.ledger.aside(key)
         traffic.begin(now)
         self._scanner = scanner = Scanner(errand.api, traffic, desk.clock, silent=errand.silent, mend=self._mend)
         desk.relays.add(self)

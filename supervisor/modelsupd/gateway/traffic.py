@@ -1,8 +1,8 @@
-"""What each run has delivered: counted on the loop, told to the daemon as evidence of life, or of its absence."""
+"""What each run has delivered, counted on the loop: for the daemon evidence of life, or of its absence, and of use."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from modelsupd.gateway import wire
 
@@ -10,11 +10,22 @@ from modelsupd.gateway import wire
 class RunTraffic:
     """The counters of one run. Instants are on the loop's clock, which is CLOCK_MONOTONIC."""
 
-    __slots__ = ("busy_since", "bytes", "errors", "events", "in_flight", "last_delivery_at", "requests", "run")
+    __slots__ = (
+        "_ledger",
+        "busy_since",
+        "bytes",
+        "errors",
+        "events",
+        "in_flight",
+        "last_delivery_at",
+        "requests",
+        "run",
+    )
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, ledger: Ledger) -> None:
         """Begin with nothing for the run of this key."""
         self.run = run
+        self._ledger = ledger
         self.in_flight = 0
         self.requests = 0
         self.bytes = 0
@@ -39,6 +50,10 @@ class RunTraffic:
     def end(self) -> None:
         """Count a request as over, whatever came of it."""
         self.in_flight -= 1
+        if self.in_flight == 0:
+            on_idle = self._ledger.on_idle
+            if on_idle is not None:
+                on_idle()
 
     def failed(self) -> None:
         """Count a failure of which evidence is sent."""
@@ -63,6 +78,8 @@ class Ledger:
 
     def __init__(self) -> None:
         """Begin with none."""
+        self.on_idle: Callable[[], object] | None = None
+        """Called when a run has nothing in flight any more, if that is of interest."""
         self._runs: dict[str, RunTraffic] = {}
         self._told: dict[str, wire.Traffic] = {}
 
@@ -70,8 +87,12 @@ class Ledger:
         """Return the counters of a run, by its key."""
         found = self._runs.get(run)
         if found is None:
-            found = self._runs[run] = RunTraffic(run)
+            found = self._runs[run] = RunTraffic(run, self)
         return found
+
+    def aside(self, run: str) -> RunTraffic:
+        """Return counters of which nothing is told, for what is no use of a model: an operator's look at its engine."""
+        return RunTraffic(run, self)
 
     def forget_all_but(self, runs: Collection[str]) -> None:
         """Drop the runs that are gone, once nothing of theirs is in flight."""

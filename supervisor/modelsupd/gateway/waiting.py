@@ -6,6 +6,8 @@ against the limit: turning them away would undo what was promised.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 from modelsupd.gateway import errors
@@ -26,18 +28,25 @@ class Waiter(Protocol):
 class Queue:
     """The requests of one model: how many are with its engines, and who waits, first come first."""
 
-    __slots__ = ("_back", "_front", "_pumping", "active")
+    __slots__ = ("_back", "_front", "_pumping", "_stirred", "active", "model")
 
-    def __init__(self) -> None:
-        """Begin with nobody."""
+    def __init__(self, model: str, stirred: Callable[[str], None]) -> None:
+        """Begin with nobody; `stirred` is called with the model when somebody waits, and when nobody does any more."""
+        self.model = model
         self.active = 0
-        self._front: dict[Waiter, None] = {}
-        self._back: dict[Waiter, None] = {}
+        self._stirred = stirred
+        # Who waits, and since when.
+        self._front: dict[Waiter, float] = {}
+        self._back: dict[Waiter, float] = {}
         self._pumping = False
 
     def __len__(self) -> int:
         """Return how many wait."""
         return len(self._front) + len(self._back)
+
+    def since(self) -> float:
+        """Return since when the first of those waits who wait now; infinite where none does."""
+        return min(next(iter(line.values()), math.inf) for line in (self._front, self._back))
 
     def has_room(self, model: Model) -> bool:
         """Tell whether one more may be with the model's engines."""
@@ -47,14 +56,19 @@ class Queue:
         """Tell whether nobody more may wait."""
         return len(self._back) >= model.max_queued
 
-    def join(self, waiter: Waiter, *, first: bool = False) -> None:
+    def join(self, waiter: Waiter, now: float, *, first: bool = False) -> None:
         """Let one wait; `first` before everyone who was not at work already."""
-        (self._front if first else self._back)[waiter] = None
+        (self._front if first else self._back)[waiter] = now
+        if len(self) == 1:
+            self._stirred(self.model)
 
     def leave(self, waiter: Waiter) -> None:
         """Let one go; nothing if it does not wait."""
-        self._front.pop(waiter, None)
-        self._back.pop(waiter, None)
+        if self._front or self._back:
+            self._front.pop(waiter, None)
+            self._back.pop(waiter, None)
+            if not (self._front or self._back):
+                self._stirred(self.model)
 
     def position(self, waiter: Waiter) -> int:
         """Return the place of one that waits, from 1."""
@@ -74,13 +88,13 @@ class Queue:
         try:
             for waiter in tuple(self._front):
                 if waiter in self._front and waiter.wake():
-                    self._front.pop(waiter, None)
+                    self.leave(waiter)
             for waiter in tuple(self._back):
                 if waiter not in self._back:
                     continue
                 if not waiter.wake():
                     break
-                self._back.pop(waiter, None)
+                self.leave(waiter)
         finally:
             self._pumping = False
 

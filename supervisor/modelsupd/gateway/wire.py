@@ -9,12 +9,19 @@ they know, and go on with what changes:
 | `Welcome` | daemon | its answer: the whole table, with listening sockets if the gateway is to use these |
 | `Models` | daemon | models changed or went |
 | `Accept`, `Drain` | daemon | take new connections from now on; or take none, and finish what there is |
-| `TrafficReport` | gateway | runs that delivered something since the last one; at most every `TRAFFIC_EVERY_S` |
+| `TrafficReport` | gateway | runs of which something changed; every `TRAFFIC_EVERY_S`, and as below |
+| `Demand` | gateway | what is waited for changed; behind a `TrafficReport`, if anything of traffic did, too |
 | `Evidence` | gateway | at once: a run failed a client |
 
 Each line is `{"v": 1, "type": "hello", …}`. A type or key that is not known is passed over: the other side may be
 newer. A line that cannot be read ends the connection, and the next one begins from the whole again. Listening sockets
 travel as SCM_RIGHTS on the first byte of the message that says how many there are (`sockets`).
+
+Demand is told at once when requests begin to wait for a model that is not ready, or none of them waits any more. While
+there are such, the daemon decides who gives way to whom; so until then it also hears at once when the first request
+begins to wait for any other model or the last one stops, and when a run has nothing in flight any more. What changes in
+one turn of the loop is told together, and no more than `URGENT_BURST` times in a row do tellings follow each other in
+less than `URGENT_EVERY_S`. All else goes with the next report.
 
 Instants are seconds of CLOCK_MONOTONIC, which all processes of a host share.
 """
@@ -40,6 +47,11 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_SOCKETS = 64
 
 TRAFFIC_EVERY_S = 0.5
+
+#: Of what is told at once: the least time between two on average, and how many may come without regard to it. The first
+#: bounds what a busy model costs while another one is waited for, the second keeps a change of models from waiting.
+URGENT_EVERY_S = 0.005
+URGENT_BURST = 20
 
 
 class WireError(ValueError):
@@ -81,6 +93,15 @@ class Traffic:
     """Since when nothing was delivered although requests are in flight; None while there are none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How many requests wait for a model, by its own name, be it for its start or their turn; the oldest since when."""
+
+    model: str
+    waiting: int
+    since: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """Who dials, and all that it knows. `listening` says that it takes connections; `sockets` come with the message."""
@@ -93,6 +114,7 @@ class Hello:
     connections: int = 0
     table_seq: int | None = None
     traffic: tuple[Traffic, ...] = ()
+    wanted: tuple[Wanted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +122,13 @@ class TrafficReport:
     """The runs of which something changed. One that is no longer in the table and has nothing in flight is left out."""
 
     traffic: tuple[Traffic, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Every model that requests wait for; who is left out is waited for by none. The whole of it each time."""
+
+    wanted: tuple[Wanted, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +185,12 @@ class Drain:
     """Take no new connection; answer what comes by those that are there. The sockets stay open until the very end."""
 
 
-Message = Hello | TrafficReport | Evidence | Welcome | Models | Accept | Drain
+Message = Hello | TrafficReport | Demand | Evidence | Welcome | Models | Accept | Drain
 
 _TYPES: dict[str, type[Message]] = {
     "hello": Hello,
     "traffic": TrafficReport,
+    "demand": Demand,
     "evidence": Evidence,
     "welcome": Welcome,
     "models": Models,

@@ -61,7 +61,7 @@ class Worker:
         self.service = Service(
             self.keys.check,
             ledger=self.ledger,
-            reports=Reports(evidence=self.evidence, record=self.record),
+            reports=Reports(evidence=self.evidence, record=self.record, demand=self.demand),
             ways=Ways(
                 cors=Cors(settings.cors_origins),
                 auto=settings.auto,
@@ -113,6 +113,10 @@ class Worker:
         self.tally.count(entry)
         self.access_log.put(entry)
 
+    def demand(self) -> None:
+        """Tell the daemon what is waited for."""
+        self.link.stir()
+
     # What the daemon asks
 
     def hello(self) -> tuple[wire.Hello, Sequence[socket.socket]]:
@@ -126,8 +130,13 @@ class Worker:
             connections=len(self.front.connections),
             table_seq=self.table_seq,
             traffic=self.ledger.all(),
+            wanted=self.wanted(),
         )
         return message, self._sockets
+
+    def wanted(self) -> tuple[wire.Wanted, ...]:
+        """Return every model that requests wait for."""
+        return self.service.wanted()
 
     def welcome(self, message: wire.Welcome, sockets: Sequence[socket.socket]) -> None:
         """Take the whole table, and the sockets to listen on."""

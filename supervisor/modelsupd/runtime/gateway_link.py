@@ -2,7 +2,8 @@
 
 A gateway dials whenever it finds itself alone, so this end only listens. What is known of each is its process, by the
 kernel's word for the peer, and the listening sockets that it holds: they outlive a daemon, and a new one takes them
-over from here instead of binding anew.
+over from here instead of binding anew. And what it has in hand: requests in flight, by run, and requests that wait, by
+model. That goes with it; when a run last delivered stays true.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 
+from modelsupd.core.demand import Usage, Use, Wanted
 from modelsupd.gateway import wire
 from modelsupd.gateway.base import Model
 from modelsupd.gateway.channel import Channel
@@ -32,12 +34,17 @@ _CREDENTIALS = struct.Struct("3i")
 
 @dataclass(eq=False)
 class Peer:
-    """A connected gateway: its process, and whether it was told to take connections."""
+    """A connected gateway: its process, whether it was told to take connections, and what it has in hand.
+
+    `in_flight` is by run key; `wanted` is what requests wait for there.
+    """
 
     pid: int
     channel: Channel = field(init=False)
     hello: wire.Hello | None = None
     accepts: bool | None = None
+    in_flight: dict[str, int] = field(default_factory=dict)
+    wanted: tuple[wire.Wanted, ...] = ()
 
 
 class GatewayLinks:
@@ -48,12 +55,20 @@ class GatewayLinks:
         path: Path,
         *,
         on_hello: Callable[[Peer], None],
-        on_traffic: Callable[[Sequence[wire.Traffic]], None],
+        on_delivered: Callable[[str], None],
         on_evidence: Callable[[wire.Evidence], None],
+        on_used: Callable[[], object],
     ) -> None:
-        """Listen at `path` once opened. `on_hello` decides by `welcome`; the others are told what gateways saw."""
+        """Listen at `path` once opened. `on_hello` decides by `welcome`; the others are told what gateways saw.
+
+        `on_delivered` is given the key of a run that has delivered something since; `on_used` is called when `usage`
+        may have changed in more than how long ago or how many: what is waited for, or whether a run is in use.
+        """
         self._path = path
-        self._on_hello, self._on_traffic, self._on_evidence = on_hello, on_traffic, on_evidence
+        self._on_hello, self._on_delivered, self._on_evidence = on_hello, on_delivered, on_evidence
+        self._on_used = on_used
+        self._delivered_at: dict[str, float] = {}
+        self._known = False
         self._listener: socket.socket | None = None
         self._models: tuple[Model, ...] = ()
         self._seq = 0
@@ -158,10 +173,17 @@ class GatewayLinks:
                         passed.close()
                 else:
                     self.sockets.extend(sockets)
+                self._known = True
+                peer.wanted = message.wanted
                 self._on_hello(peer)
-                self._on_traffic(message.traffic)
+                self._count(peer, message.traffic)
+                self._on_used()
             case wire.TrafficReport():
-                self._on_traffic(message.traffic)
+                if self._count(peer, message.traffic):
+                    self._on_used()
+            case wire.Demand():
+                peer.wanted = message.wanted
+                self._on_used()
             case wire.Evidence():
                 self._on_evidence(message)
             case _:
@@ -171,6 +193,38 @@ class GatewayLinks:
     def _gone(self, peer: Peer, why: str) -> None:
         self.peers.discard(peer)
         log.debug("a gateway has gone", pid=peer.pid, why=why)
+        self._on_used()
+
+    def _count(self, peer: Peer, seen: Sequence[wire.Traffic]) -> bool:
+        """Take in what a gateway tells of runs, and return whether one of them was taken into use there, or let go."""
+        matters = False
+        for traffic in seen:
+            matters |= bool(peer.in_flight.get(traffic.run)) != bool(traffic.in_flight)
+            peer.in_flight[traffic.run] = traffic.in_flight
+            before, at = self._delivered_at.get(traffic.run), traffic.last_delivery_at
+            if at is not None and (before is None or at > before):
+                self._delivered_at[traffic.run] = at
+                self._on_delivered(traffic.run)
+        return matters
+
+    def usage(self) -> Usage:
+        """Return what all connected gateways have in hand, together; one that drains counts as well."""
+        in_flight = dict.fromkeys(self._delivered_at, 0)
+        wanted: dict[str, Wanted] = {}
+        for peer in self.peers:
+            for run, count in peer.in_flight.items():
+                in_flight[run] = in_flight.get(run, 0) + count
+            for each in peer.wanted:
+                other = wanted.get(each.model, Wanted(0, each.since))
+                wanted[each.model] = Wanted(other.waiting + each.waiting, min(other.since, each.since))
+        runs = {run: Use(count, self._delivered_at.get(run)) for run, count in in_flight.items()}
+        return Usage(runs, wanted, self._known)
+
+    def forget_all_but(self, runs: Collection[str]) -> None:
+        """Drop what is known of runs that are gone, given the keys of those that are there."""
+        self._delivered_at = {run: at for run, at in self._delivered_at.items() if run in runs}
+        for peer in self.peers:
+            peer.in_flight = {run: count for run, count in peer.in_flight.items() if run in runs}
 
 
 def bound(addresses: Sequence[tuple[str, int]]) -> list[socket.socket]:

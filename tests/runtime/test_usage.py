@@ -1,0 +1,174 @@
+"""What gateways tell of use and demand, added up: over real sockets, while gateways come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from configs import read
+from core.samples import process, replica
+from modelsupd.core.demand import Usage, Use, Wanted
+from modelsupd.core.events import Delivered, Event
+from modelsupd.core.health import begin
+from modelsupd.core.phases import Ready, Replica, Stopped
+from modelsupd.gatekeeper import Gatekeeper
+from modelsupd.gateway import wire
+from modelsupd.gateway.channel import Channel, connect
+from waiting import auntil
+
+
+class Gateway:
+    """A gateway's end of the link."""
+
+    def __init__(self, path: Path) -> None:
+        self.told: list[wire.Message] = []
+        self._channel = Channel(
+            connect(str(path)), on_message=lambda message, _: self.told.append(message), on_closed=lambda _: None
+        )
+
+    def hello(self, *traffic: wire.Traffic, wanted: tuple[wire.Wanted, ...] = ()) -> None:
+        self._channel.send(wire.Hello(run="g", pid=1, traffic=traffic, wanted=wanted))
+
+    def reports(self, *traffic: wire.Traffic) -> None:
+        self._channel.send(wire.TrafficReport(traffic=traffic))
+
+    def demands(self, *wanted: wire.Wanted) -> None:
+        self._channel.send(wire.Demand(wanted))
+
+    def die(self) -> None:
+        self._channel.close()
+
+
+class World:
+    """A gatekeeper, and how often it said that use changed."""
+
+    def __init__(self, place: Path) -> None:
+        config = read(place, "", MODELSUPD_RUNTIME_DIR=str(place))
+        self.replicas: dict[str, Replica] = {
+            f"m/{index}": replace(replica(Ready(0, process(1), begin(0)), last_run=1), name=f"m/{index}")
+            for index in range(2)
+        }
+        self.events: list[tuple[str, Event]] = []
+        self.changes = 0
+        self.path = config.runtime_dir / wire.SOCKET_NAME
+        self.keeper = Gatekeeper(
+            config,
+            replicas=lambda: self.replicas,
+            apply=lambda: None,
+            put=lambda name, event: self.events.append((name, event)),
+            used=self._count,
+        )
+
+    def _count(self) -> None:
+        self.changes += 1
+
+    async def becomes(self, **expected: Any) -> None:  # noqa: ANN401 - fields of any type
+        """Wait until usage is this."""
+        wanted = Usage(**{"known": True, **expected})
+        await auntil(lambda: self.keeper.usage() == wanted, what=lambda: str(self.keeper.usage()))
+
+
+def run(place: Path, test: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        world = World(place)
+        world.keeper.open()
+        try:
+            await test(world)
+        finally:
+            world.keeper.close()
+
+    asyncio.run(main())
+
+
+def traffic(run: str = "m/0#1", in_flight: int = 0, at: float | None = None) -> wire.Traffic:
+    return wire.Traffic(run=run, in_flight=in_flight, last_delivery_at=at)
+
+
+def test_nothing_is_known_before_a_gateway_has_told(place: Path) -> None:
+    async def test(world: World) -> None:
+        assert world.keeper.usage() == Usage()
+        gateway = Gateway(world.path)
+        gateway.hello()
+        await world.becomes()
+        assert world.changes == 1
+        assert await _welcomed(gateway)
+        gateway.die()
+        await auntil(lambda: world.changes == 2)
+        assert world.keeper.usage().known
+
+    run(place, test)
+
+
+async def _welcomed(gateway: Gateway) -> bool:
+    await auntil(lambda: gateway.told)
+    return isinstance(gateway.told[0], wire.Welcome)
+
+
+def test_an_old_and_a_new_gateway_count_together(place: Path) -> None:
+    async def test(world: World) -> None:
+        old, new = Gateway(world.path), Gateway(world.path)
+        old.hello(traffic(in_flight=2, at=10.0), wanted=(wire.Wanted("n", 1, 8.0), wire.Wanted("o", 3, 9.0)))
+        await world.becomes(runs={"m/0#1": Use(2, 10.0)}, wanted={"n": Wanted(1, 8.0), "o": Wanted(3, 9.0)})
+        new.hello(traffic(in_flight=1, at=7.0), traffic("m/1#1", 4), wanted=(wire.Wanted("n", 2, 5.0),))
+        await world.becomes(
+            runs={"m/0#1": Use(3, 10.0), "m/1#1": Use(4, None)},
+            wanted={"n": Wanted(3, 5.0), "o": Wanted(3, 9.0)},
+        )
+        # What the other one delivered before is no news.
+        assert world.events == [("m/0", Delivered(1))]
+        old.demands()
+        old.reports(traffic(in_flight=0, at=11.0))
+        await world.becomes(runs={"m/0#1": Use(1, 11.0), "m/1#1": Use(4, None)}, wanted={"n": Wanted(2, 5.0)})
+        for gateway in (old, new):
+            gateway.die()
+
+    run(place, test)
+
+
+def test_what_a_gateway_had_in_hand_goes_with_it_and_when_it_delivered_stays(place: Path) -> None:
+    async def test(world: World) -> None:
+        dead, other = Gateway(world.path), Gateway(world.path)
+        other.hello(wanted=(wire.Wanted("n", 1, 4.0),))
+        dead.hello(traffic(in_flight=20, at=12.0), wanted=(wire.Wanted("n", 5, 1.0),))
+        await world.becomes(runs={"m/0#1": Use(20, 12.0)}, wanted={"n": Wanted(6, 1.0)})
+        before = world.changes
+        dead.die()
+        await world.becomes(runs={"m/0#1": Use(0, 12.0)}, wanted={"n": Wanted(1, 4.0)})
+        assert world.changes == before + 1
+        other.die()
+
+    run(place, test)
+
+
+def test_it_says_when_a_run_is_taken_into_use_or_let_go_and_not_how_it_goes_on(place: Path) -> None:
+    async def test(world: World) -> None:
+        gateway = Gateway(world.path)
+        gateway.hello()
+        await world.becomes()
+        seen = []
+        for in_flight, at in ((1, None), (5, 1.0), (2, 2.0), (0, 3.0), (0, 4.0), (1, 5.0)):
+            gateway.reports(traffic(in_flight=in_flight, at=at))
+            await world.becomes(runs={"m/0#1": Use(in_flight, at)})
+            seen.append(world.changes)
+        assert seen == [2, 2, 2, 3, 3, 4]
+        gateway.demands(wire.Wanted("n", 1, 6.0))
+        await auntil(lambda: world.changes == 5)
+        gateway.die()
+
+    run(place, test)
+
+
+def test_runs_that_are_gone_are_forgotten(place: Path) -> None:
+    async def test(world: World) -> None:
+        gateway = Gateway(world.path)
+        gateway.hello(traffic(in_flight=1, at=1.0), traffic("m/1#1", 1, 1.0))
+        await world.becomes(runs={"m/0#1": Use(1, 1.0), "m/1#1": Use(1, 1.0)})
+        world.replicas["m/1"] = replace(world.replicas["m/1"], phase=Stopped(2.0))
+        world.keeper.publish(())
+        assert world.keeper.usage().runs == {"m/0#1": Use(1, 1.0)}
+        gateway.die()
+
+    run(place, test)
