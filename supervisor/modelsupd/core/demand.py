@@ -89,12 +89,12 @@ def needless(replica: Replica, usage: Usage, now: float) -> tuple[str, float | N
         return "", None
     if usage.waits_for(replica.model):
         return "", None
-    if isinstance(phase, Waiting):
+    if isinstance(phase, Waiting | Backoff):
         return ("nobody waits for it any more", None) if replica.demanded_by == CLIENTS else ("", None)
     limit_s = spec.demand.idle_timeout_s
     if spec.demand.pinned or limit_s == 0:
         return "", None
-    since = phase.since if isinstance(phase, Backoff | Failed) else idle_since(replica, usage)
+    since = phase.since if isinstance(phase, Failed) else idle_since(replica, usage)
     if since is None:
         return "", None
     if now >= since + limit_s:
