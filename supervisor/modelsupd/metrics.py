@@ -25,6 +25,7 @@ from modelsupd.control.port import Port
 from modelsupd.core.events import Event, Exited, FailureClass, Probed, SpawnFailed, Unresolved
 from modelsupd.core.fleet import is_gone
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Clearing,
     Draining,
@@ -50,7 +51,8 @@ log = structlog.get_logger("metrics")
 
 #: Every phase is a series of its own, so that an alert on `phase="failed" == 1` never has to guess at absence.
 PHASES: tuple[type[Phase], ...] = (
-    Stopped, Resolving, Waiting, Spawning, Starting, Ready, Draining, Stopping, Killing, Clearing, Backoff, Failed,
+    Stopped, Resolving, Waiting, Spawning, Starting, Ready, Asleep,
+    Draining, Stopping, Killing, Clearing, Backoff, Failed,
 )  # fmt: skip
 
 _START_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)

@@ -35,6 +35,7 @@ from modelsupd.core.phases import (
 )
 from modelsupd.core.record import durable, restore
 from modelsupd.core.replica import deadline, step
+from modelsupd.core.sleeping import rests
 
 _OF_OPERATORS = StartAsked | StopAsked | RestartAsked
 
@@ -101,7 +102,7 @@ def check_deadline(replica: Replica, now: float) -> None:
     """Fail where a driver that ticks at the deadline would spin, or would wait for ever."""
     due = deadline(replica)
     if due is None:
-        waits = isinstance(replica.phase, Live) and phase_name(replica.phase) != "ready"
+        waits = isinstance(replica.phase, Live) and phase_name(replica.phase) not in {"ready", "asleep"}
         assert not waits, f"{replica.phase} has no deadline"
         return
     at = max(now, due)
@@ -121,4 +122,4 @@ def at_rest(replica: Replica) -> bool:
     """Tell whether a replica is where it is wanted: ready, or stopped."""
     if replica.runs_wanted:
         return phase_name(replica.phase) == "ready"
-    return isinstance(replica.phase, Stopped)
+    return isinstance(replica.phase, Stopped) or rests(replica)

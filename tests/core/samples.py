@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from modelsupd.core.demand_spec import DemandSpec
 from modelsupd.core.events import (
     Exit,
     Exited,
@@ -41,6 +42,7 @@ ON_GPU = replace(SPEC, gpus=1)
 ON_DEMAND = replace(SPEC, start=Start.ON_DEMAND)
 SIZE = Size(3, estimated=True)
 HOLD = Hold(gpus=("GPU-0",), bytes=(3,), idle_bytes=(1,))
+SLEEPER = replace(ON_DEMAND, gpus=1, demand=DemandSpec(sleep=1))
 OTHER_SPEC = ModelSpec(engine=Engine.COMMAND, command=("engine", "--new", "{socket}"))
 DIGEST, OTHER_DIGEST = "d1d1", "d2d2"
 INPUTS, OTHER_INPUTS = "weights-1", "weights-2"

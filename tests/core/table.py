@@ -31,6 +31,7 @@ from core.samples import (
     OTHER_DIGEST,
     OTHER_INPUTS,
     SIZE,
+    SLEEPER,
     SPEC,
     exited,
     probed,
@@ -71,6 +72,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.health import Pulse, begin
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Cause,
     Clearing,
@@ -83,6 +85,7 @@ from modelsupd.core.phases import (
     Reason,
     Replica,
     Resolving,
+    Resting,
     Spawning,
     Starting,
     Stopped,
@@ -92,6 +95,7 @@ from modelsupd.core.phases import (
     phase_name,
 )
 from modelsupd.core.replica import InvalidTransition, deadline, step
+from modelsupd.core.sleep_events import Slept, Woke
 
 TABLE = Path(__file__).with_name("transitions.txt")
 
@@ -190,6 +194,13 @@ def _on_demand() -> Iterator[tuple[str, Replica]]:
     yield "ready, on demand", _at(Ready(SINCE, process(RUN), begin(SINCE)), **on_demand)
     yield "draining to give way", _at(_draining(Reason.EVICTED), spec=ON_DEMAND)
     yield "draining to give way, asked for again", _at(_draining(Reason.EVICTED), **on_demand)
+    sleeper: dict[str, Any] = {"spec": SLEEPER, "hold": HOLD, "learned": LEARNED, "inputs": INPUTS}
+    yield "ready, on demand, can sleep", _at(Ready(SINCE, process(RUN), begin(SINCE)), demanded_by="clients", **sleeper)
+    yield "draining to sleep", _at(_draining(Reason.SLEEP), **sleeper)
+    for state in Resting:
+        asleep = Asleep(SINCE, process(RUN), 1, HOLD, state)
+        yield f"asleep, {state}", _at(asleep, demanded_by="clients" if state is Resting.WAKING else "", **sleeper)
+    yield "asleep and asked for", _at(Asleep(SINCE, process(RUN), 1, HOLD, Resting.ASLEEP), demanded_by="x", **sleeper)
     yield "backing off, on demand", _at(Backoff(SINCE, RUN, CRASH, NOW), **on_demand)
 
 
@@ -218,7 +229,12 @@ def reports(run: int, kinds: tuple[ProbeKind, ...] = (ProbeKind.ALIVE,)) -> Iter
     yield "Resolved", "", resolved(run)
     yield "Placed", "", Placed(run, HOLD)
     yield "Placed", "without GPUs", Placed(run, None)
-    yield "Evicted", "", Evicted(run, "gives way to n/0")
+    yield "Evicted", "to be ended", Evicted(run, "gives way to n/0")
+    yield "Evicted", "to sleep", Evicted(run, "gives way to n/0", sleep=True)
+    yield "Slept", "", Slept(run)
+    yield "Slept", "cannot", Slept(run, "no memory")
+    yield "Woke", "", Woke(run)
+    yield "Woke", "cannot", Woke(run, "no memory")
     yield "Waits", "", Waits(run, "GPU 0 is full")
     yield "Measured", "", Measured(run, (5, 7))
     yield "GpuLost", "", GpuLost(run, "GPU 0 fell off the bus")

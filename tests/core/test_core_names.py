@@ -32,7 +32,7 @@ from modelsupd.core.spec import Capability, Engine, LogLimits, ModelSpec, ProbeR
         (ProbeKind, "start alive generation drain"),
         (Outcome, "tokens answered busy loading refused no-tokens failed timed-out void"),
         (Want, "up down"),
-        (Reason, "operator restart replaced removed shutdown evicted stray"),
+        (Reason, "operator restart replaced removed shutdown evicted sleep stray"),
         (Engine, "llama.cpp llama-cpp-python vllm command gateway"),
         (Start, "always on-demand manual"),
         (Strategy, "spread pack"),

@@ -38,12 +38,15 @@ class Clients:
         if not self.active or rng.random() < 0.3:
             return spec
         demand = DemandSpec(
-            idle_timeout_s=rng.choice([0, 20, 60]),
+            idle_timeout_s=rng.choice([0, 5, 40]),
             priority=rng.choice([0, 0, 1]),
             pinned=rng.random() < 0.1,
             group=rng.choice([None, "g"]),
             excludes=rng.choice([(), (), ("g",), ("m0",)]),
             residence_s=rng.choice([0, 5]),
+            sleep=rng.choice([0, 1, 2]) if spec.gpus else 0,
+            asleep_vram_bytes=rng.choice([0, 1, 6]) * 1024**3,
+            asleep_timeout_s=rng.choice([0, 30]),
             turn_s=rng.choice([5, 20]),
         )
         return replace(spec, start=Start.ON_DEMAND, demand=demand)

@@ -5,7 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.actions import (
+    Abandon,
+    Action,
+    Clear,
+    Kill,
+    Probe,
+    Recheck,
+    Resolve,
+    Sleep,
+    Spawn,
+    Terminate,
+    Wake,
+    Watch,
+)
 from modelsupd.core.events import (
     Cleared,
     Event,
@@ -25,6 +38,8 @@ from modelsupd.core.events import (
     Vitals,
 )
 from modelsupd.core.phases import Fault, Halt, Killing, Reason, Replica, Spawning, Stopping
+from modelsupd.core.sleep_events import Slept, Woke
+from modelsupd.core.sleeping import kept_asleep
 from sim.gpus import MEMORY_TIMEOUT_S, Cards
 from sim.world import CRASH, PERMANENT, Run, World
 
@@ -83,7 +98,26 @@ class SimEffects:
                 self._signal(name, number, world.kill)
             case Clear():
                 return await self._clear(name, action)
+            case Sleep() | Wake():
+                return await self._sleep(replica, action)
         return None
+
+    async def _sleep(self, replica: Replica, action: Sleep | Wake) -> Event:
+        world, run = self._world, self._find(replica.name, action.run)
+        to_sleep = isinstance(action, Sleep)
+        await asyncio.sleep(self._cards.rng.choice([0.01, 0.5, 3.0]))
+        failed = "it is gone" if run is None or not run.alive else "it hangs" if run.frozen or run.stalls else ""
+        if run is not None and not failed and self._cards.rng.random() < world.rates.spawn_fails:
+            failed = "it cannot"
+            run.sick_since = world.now if run.sick_since is None else run.sick_since
+        if run is not None and not failed:
+            run.asleep = to_sleep
+            if to_sleep:
+                run.hold = kept_asleep(replica.hold, replica)
+            else:
+                self._cards.started(run, replica.hold)
+            world.tell(f"{replica.name}#{action.run}: {'sleeps' if to_sleep else 'is awake'}")
+        return Slept(action.run, failed) if to_sleep else Woke(action.run, failed)
 
     def _excuse(self, name: str, number: int) -> None:
         """Let a verdict pass that rests on probes which broke on our side."""
@@ -220,6 +254,8 @@ class SimEffects:
     async def _probe(self, name: str, action: Probe) -> Event:
         world = self._world
         run = self._find(name, action.run)
+        if run is not None and run.alive and run.asleep and action.kind is not ProbeKind.DRAIN:
+            raise world.violated(f"{name}#{action.run} sleeps and is asked for something: {action.kind}")
         before, began_at = self._vitals(run), world.now
         outcome, takes_s = self._answer(run, action.kind)
         if outcome is Outcome.TIMED_OUT or takes_s >= action.timeout_s:

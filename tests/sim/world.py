@@ -48,6 +48,7 @@ class Run:
     asked_to_end: bool = False
     killed: bool = False
     hold: Hold | None = None
+    asleep: bool = False
     memory_late_s: float = 0.0
     memory_until: float = 0.0
     exit: Exit | None = None

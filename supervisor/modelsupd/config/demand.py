@@ -7,10 +7,21 @@ from collections.abc import Collection, Iterator, Mapping
 
 from modelsupd.config.words import nearest
 from modelsupd.core.demand_spec import DemandSpec
-from modelsupd.core.spec import GatewaySpec, ModelSpec, Problem, Start
+from modelsupd.core.spec import GatewaySpec, ModelSpec, Problem, Start, gpu_count
+from modelsupd.engines.base import Sleeper, adapter
 
 #: What only one that starts on demand can be told: the others do not give way.
-_OF_THOSE_THAT_GIVE_WAY = ("idle_timeout_s", "pinned", "group", "excludes", "residence_s")
+_OF_THOSE_THAT_GIVE_WAY = (
+    "idle_timeout_s",
+    "pinned",
+    "group",
+    "excludes",
+    "residence_s",
+    "sleep",
+    "asleep_vram_bytes",
+    "asleep_timeout_s",
+    "sleep_timeout_s",
+)
 
 
 def of_model(spec: ModelSpec) -> Iterator[Problem]:
@@ -25,6 +36,10 @@ def of_model(spec: ModelSpec) -> Iterator[Problem]:
     elif spec.gateway.start_wait_s == 0:
         why = "a model that starts on demand is started by who waits for it: must be more than 0"
         yield Problem(("gateway", "start_wait_s"), 0, why)
+    if demand.sleep and not isinstance(adapter(spec.engine), Sleeper):
+        yield Problem(("demand", "sleep"), demand.sleep, f"is vLLM's: an engine of kind '{spec.engine}' cannot sleep")
+    elif demand.sleep and gpu_count(spec) == 0:
+        yield Problem(("demand", "sleep"), demand.sleep, "is for a model that uses GPUs, whose memory it gives back")
     if demand.group == "":
         yield Problem(("demand", "group"), "", "is empty; leave it out for none")
 

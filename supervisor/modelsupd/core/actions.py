@@ -77,4 +77,22 @@ class Clear:
     timeout_s: float
 
 
-Action = Resolve | Abandon | Recheck | Spawn | Watch | Probe | Terminate | Kill | Clear
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Have the engine sleep at a level; ends by `Slept` within `timeout_s`."""
+
+    run: int
+    level: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Have the engine wake up that sleeps at a level; ends by `Woke` within `timeout_s`."""
+
+    run: int
+    level: int
+    timeout_s: float
+
+
+Action = Resolve | Abandon | Recheck | Spawn | Watch | Probe | Terminate | Kill | Clear | Sleep | Wake

@@ -20,17 +20,20 @@ from modelsupd.core.events import Beside, Evicted, Placed
 from modelsupd.core.eviction import Floor
 from modelsupd.core.gpu_spec import Strategy
 from modelsupd.core.phases import (
+    Asleep,
     Clearing,
     Draining,
     Killing,
     Live,
     Replica,
+    Resting,
     Spawning,
     Starting,
     Stopping,
     Waiting,
 )
 from modelsupd.core.placement import Claim, Gpu, Held, Hold, place
+from modelsupd.core.sleeping import rests
 from modelsupd.core.spec import Start, gpu_count
 from modelsupd.core.timing import known_start
 from modelsupd.core.turns import Turns, TurnTaking
@@ -84,14 +87,14 @@ def allot(
     waiting = {
         name: replica
         for name, replica in sorted(replicas.items())
-        if isinstance(replica.phase, Waiting) and name not in granted and name not in turns.evicted
+        if _awaits(replica) and name not in granted and name not in turns.evicted
     }
     holds = {name: replica.hold for name, replica in replicas.items() if replica.hold is not None}
     holds |= {name: hold for name, hold in granted.items() if hold is not None}
     loading = {
         uuid: name
         for name, hold in sorted(holds.items())
-        if name in granted or isinstance(replicas[name].phase, Spawning | Starting)
+        if name in granted or _loads(replicas[name])
         for uuid in hold.gpus
     }
     going = {*leaving, *turns.evicted, *(name for name in replicas if name not in granted and _ends(replicas[name]))}
@@ -141,7 +144,9 @@ def _retire(replicas: Mapping[str, Replica], usage: Usage, now: float, turns: Tu
         words, again_at = needless(replica, usage, now)
         turns.look_again(again_at)
         if words and name not in turns.closed:
-            turns.evicted[name] = Evicted(replica.last_run, words)
+            # Who is not asked for any more goes on sleeping; who has slept for too long is ended.
+            sleeps = replica.spec.demand.sleep > 0 and (not rests(replica) or bool(replica.demanded_by))
+            turns.evicted[name] = Evicted(replica.last_run, words, sleeps)
 
 
 def _choose(
@@ -157,7 +162,8 @@ def _choose(
     present, going = there
     some = any(replica.spec.start is Start.ON_DEMAND for replica in (*waiting.values(), *present.values()))
     apart = any(replica.spec.demand.excludes for replica in (*waiting.values(), *present.values()))
-    if not some or (not apart and len(answer.placed) == len(claims)):
+    sleepers = any(isinstance(replica.phase, Asleep) for replica in waiting.values())
+    if not some or (not (apart or sleepers) and len(answer.placed) == len(claims)):
         turns.chosen |= dict.fromkeys(waiting.keys() - claims.keys(), ())
         turns.chosen |= {name: answer.placed[name] for name in claims if name in answer.placed}
         turns.why |= answer.waiting
@@ -175,6 +181,8 @@ def _choose(
 def claim_of(replica: Replica) -> Claim:
     """Return what a replica that waits wants."""
     phase, spec = replica.phase, replica.spec
+    if isinstance(phase, Asleep) and phase.before is not None:
+        return _claim_to_wake(replica, phase.before)
     size = phase.size if isinstance(phase, Waiting) else None
     # One that is declared to run without GPUs by now may still hold some.
     declared, count, learned = spec.placement, max(1, gpu_count(spec)), known_start(replica)
@@ -187,7 +195,6 @@ def claim_of(replica: Replica) -> Claim:
     elif size is not None:
         taken, share = math.ceil(size.bytes / count), size.share
     unknown = declared.vram_bytes is None and size is None
-    own = {replica.model} if spec.replicas == "per-gpu" else set()
     return Claim(
         name=replica.name,
         model=replica.model,
@@ -197,12 +204,41 @@ def claim_of(replica: Replica) -> Claim:
         share=share,
         exclusive=unknown if declared.exclusive is None else declared.exclusive,
         pack=declared.strategy is Strategy.PACK,
-        apart=frozenset(declared.apart_from) | own,
+        apart=_apart_from(replica),
     )
+
+
+def _claim_to_wake(replica: Replica, before: Hold) -> Claim:
+    """Return what one that sleeps wants again: the GPUs where it lies, and no others."""
+    return Claim(
+        name=replica.name,
+        model=replica.model,
+        count=len(before.gpus),
+        uuids=before.gpus,
+        bytes=max(before.bytes, default=0),
+        exclusive=before.exclusive,
+        apart=_apart_from(replica),
+    )
+
+
+def _apart_from(replica: Replica) -> frozenset[str]:
+    own = {replica.model} if replica.spec.replicas == "per-gpu" else set()
+    return frozenset(replica.spec.placement.apart_from) | own
+
+
+def _awaits(replica: Replica) -> bool:
+    return isinstance(replica.phase, Waiting) or (rests(replica) and replica.runs_wanted)
+
+
+def _loads(replica: Replica) -> bool:
+    phase = replica.phase
+    return isinstance(phase, Spawning | Starting) or (isinstance(phase, Asleep) and phase.state is Resting.WAKING)
 
 
 def _ends(replica: Replica) -> bool:
     phase = replica.phase
+    if isinstance(phase, Asleep):
+        return phase.state is Resting.FALLING
     return isinstance(phase, Stopping | Killing | Clearing) or (isinstance(phase, Draining) and not phase.held)
 
 

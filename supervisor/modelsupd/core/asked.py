@@ -22,6 +22,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.moves import NOTHING, Step, begin, end, forgiven, kill, terminate
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Clearing,
     Draining,
@@ -33,6 +34,7 @@ from modelsupd.core.phases import (
     Reason,
     Replica,
     Resolving,
+    Resting,
     Starting,
     Stopped,
     Stopping,
@@ -110,7 +112,7 @@ def hurried(replica: Replica, event: Hurried, now: float) -> Step:
     """Skip the drain, or the grace as well."""
     replica = replace(replica, halt=Halt.KILL if event.kill else max(replica.halt, Halt.TERM))
     phase = replica.phase
-    if isinstance(phase, Starting | Ready | Draining | Stopping) and replica.halt is Halt.KILL:
+    if isinstance(phase, Starting | Ready | Asleep | Draining | Stopping) and replica.halt is Halt.KILL:
         return kill(replica, getattr(phase, "cause", Reason.SHUTDOWN), "told to kill", now)
     if isinstance(phase, Draining):
         return terminate(replica, phase.cause, "told to hurry", now)
@@ -131,8 +133,13 @@ def evicted(replica: Replica, event: Evicted, now: float) -> Step:
     """Give way, until somebody asks for it again."""
     if replica.spec.start is not Start.ON_DEMAND:
         return replica, NOTHING
-    changed = bool(replica.demanded_by)
-    return _unwanted(replace(replica, demanded_by=""), Reason.EVICTED, event.words, now, changed)
+    changed, phase = bool(replica.demanded_by), replica.phase
+    if event.sleep and isinstance(phase, Asleep):
+        # It sleeps already, and is asked for no more; while it wakes up it is not held up.
+        rest = replace(replica, demanded_by="", reason=event.words)
+        return (rest if phase.state is Resting.ASLEEP and changed else replica), NOTHING
+    cause = Reason.SLEEP if event.sleep and isinstance(phase, Ready) else Reason.EVICTED
+    return _unwanted(replace(replica, demanded_by=""), cause, event.words, now, changed)
 
 
 def _demanded(replica: Replica, by: str) -> Replica:
@@ -145,7 +152,7 @@ def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed:
         return replace(replica, phase=Stopped(now), reason=words), (Abandon(replica.last_run),)
     if isinstance(replica.phase, Waiting | Backoff | Failed):
         return replace(replica, phase=Stopped(now), reason=words), NOTHING
-    if isinstance(replica.phase, Starting | Ready):
+    if isinstance(replica.phase, Starting | Ready | Asleep):
         return end(replica, reason, words, now)
     return (replace(replica, reason=words) if changed else replica), NOTHING
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from modelsupd.core.phases import Backoff, Failed, Ready, Replica, Waiting
+from modelsupd.core.sleeping import rests
 from modelsupd.core.spec import ModelSpec, Start
 
 #: By whom a model is demanded that requests wait for.
@@ -83,13 +84,20 @@ def _may_run(replica: Replica) -> bool:
 
 
 def needless(replica: Replica, usage: Usage, now: float) -> tuple[str, float | None]:  # noqa: PLR0911 - one case a reason: read in order
-    """Return why nobody needs a replica that starts on demand, or "" and the instant at which that may be so."""
+    """Return why nobody needs a replica that starts on demand, or "" and the instant at which that may be so.
+
+    One that sleeps is needed by nobody either when it is no longer asked for, and when it has slept for too long.
+    """
     spec, phase = replica.spec, replica.phase
+    if rests(replica) and not replica.demanded_by and not usage.waits_for(replica.model):
+        limit_s = spec.demand.asleep_timeout_s
+        over = limit_s > 0 and now >= phase.since + limit_s
+        return (f"slept for {limit_s:g} s", None) if over else ("", phase.since + limit_s if limit_s > 0 else None)
     if spec.start is not Start.ON_DEMAND or not replica.demanded_by or not usage.known:
         return "", None
     if usage.waits_for(replica.model):
         return "", None
-    if isinstance(phase, Waiting | Backoff):
+    if isinstance(phase, Waiting | Backoff) or rests(replica):
         return ("nobody waits for it any more", None) if replica.demanded_by == CLIENTS else ("", None)
     limit_s = spec.demand.idle_timeout_s
     if spec.demand.pinned or limit_s == 0:
@@ -127,10 +135,12 @@ def yields(replica: Replica, to: Replica, waits_since: float, usage: Usage, now:
         return Yielding(why=f"{replica.name} is pinned")
     if demand.priority > to.spec.demand.priority:
         return Yielding(why=f"{replica.name} has a higher priority")
+    start_s = replica.learned.start_s if replica.learned is not None else UNKNOWN_START_S
+    if rests(replica) and not replica.demanded_by:
+        return Yielding(now=True, cost=start_s / max(1.0, now - phase.since))
     if not isinstance(phase, Ready):
         return Yielding(why=f"{replica.name} is not ready yet")
     since = idle_since(replica, usage)
-    start_s = replica.learned.start_s if replica.learned is not None else UNKNOWN_START_S
     cost = start_s / max(1.0, now - since) if since is not None else start_s
     if demand.priority < to.spec.demand.priority:
         return Yielding(now=True, busy=since is None, cost=cost)
@@ -148,9 +158,10 @@ def yields(replica: Replica, to: Replica, waits_since: float, usage: Usage, now:
 
 def waits_since(replica: Replica, usage: Usage) -> float:
     """Return since when somebody waits for a replica."""
-    found = usage.wanted.get(replica.model)
-    since = replica.phase.since if isinstance(replica.phase, Waiting) else math.inf
-    return min(since, found.since) if found is not None else since
+    found, phase = usage.wanted.get(replica.model), replica.phase
+    if found is None:
+        return phase.since if isinstance(phase, Waiting) or rests(replica) else math.inf
+    return min(phase.since, found.since) if isinstance(phase, Waiting) else found.since
 
 
 def exclude(one: ModelSpec, name: str, other: ModelSpec, other_name: str) -> bool:

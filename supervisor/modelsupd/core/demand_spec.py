@@ -24,6 +24,19 @@ class DemandSpec:
     excludes: tuple[str, ...] = limit(
         (), "models and groups that never run beside it; its own group: one of the group at a time"
     )
+    sleep: int = limit(
+        0,
+        "sleep at this level instead of being stopped: 1 keeps weights in the host's memory, 2 drops them; 0: never",
+        ge=0,
+        le=2,
+    )
+    asleep_vram_bytes: int = limit(
+        2 * 1024**3,
+        "reckoned with on each of its GPUs while it sleeps; more where it is seen to use more",
+        ge=0,
+    )
+    asleep_timeout_s: float = limit(0.0, "stopped when it has slept for so long; 0: never for that", ge=0)
+    sleep_timeout_s: float = limit(60.0, "how long it may take to fall asleep, or to wake up", gt=0)
     residence_s: float = limit(
         10.0, "once ready, it gives way to none of its own priority before so long has passed", ge=0
     )

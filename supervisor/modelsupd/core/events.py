@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from modelsupd.core.placement import Hold, Size
+from modelsupd.core.sleep_events import Slept, Woke
 from modelsupd.core.spec import ModelSpec
 
 
@@ -180,10 +181,11 @@ class Demanded:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """The run is to give way, or is needed by nobody; `words` say to whom, or since when."""
+    """The run is to give way, or nobody needs it; `words` say to whom, or since when. With `sleep` it only sleeps."""
 
     run: int
     words: str
+    sleep: bool = False
 
 
 # Of time
@@ -386,4 +388,6 @@ Event = (
     | Exited
     | Cleared
     | Stuck
+    | Slept
+    | Woke
 )

@@ -64,6 +64,18 @@ class Floor:
                 self._on[uuid][run.name] = run, size
                 self._free[uuid] -= size
 
+    def holds(self, run: Held) -> bool:
+        """Tell whether there is room for a run that sleeps, beside whoever is there."""
+        return all(
+            size <= self._free[uuid] and not any(other.exclusive for other, _size in self._on[uuid].values())
+            for uuid, size in zip(run.gpus, run.bytes, strict=True)
+            if uuid in self._on
+        )
+
+    def seat(self, name: str) -> Held | None:
+        """Return a run that is there, None where it is not."""
+        return next((there[name][0] for there in self._on.values() if name in there), None)
+
     def leave(self, names: Collection[str]) -> None:
         """Take runs away."""
         for uuid, there in self._on.items():

@@ -54,6 +54,9 @@ class GpusSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     nvml: str = limit("libnvidia-ml.so.1", "NVIDIA's management library: a name for the loader, or a path")
     reserve_bytes: int = limit(0, "memory of each GPU that is given to nobody", ge=0)
+    host_reserve_bytes: int = limit(
+        2 * 1024**3, "of the host's memory, what engines that sleep with their weights in it leave free", ge=0
+    )
     interval_s: float = limit(5.0, "how often GPUs are looked at while nobody waits for one", gt=0)
     answer_timeout_s: float = limit(10.0, "how long a driver may take to answer, before its GPUs are not used", gt=0)
     memory_timeout_s: float = limit(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modelsupd.core import restart
-from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Resolve, Terminate
+from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Resolve, Sleep, Terminate
 from modelsupd.core.events import Failure, FailureClass, ProbeKind
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Cause,
     Clearing,
@@ -25,6 +26,7 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Want,
 )
 from modelsupd.core.restart import History, Retry
 
@@ -49,23 +51,38 @@ def end(replica: Replica, cause: Cause, words: str, now: float) -> Step:
         until = now + replica.spec.stop.drain_timeout_s
         draining = Draining(now, phase.process, cause, until, next_at=now, probing=True)
         return replace(replica, phase=draining, reason=words), (probe(replica, ProbeKind.DRAIN),)
-    if isinstance(phase, Starting | Ready):
+    if isinstance(phase, Starting | Ready | Asleep):
         return part(replica, cause, words, now)
     return replica, NOTHING
 
 
 def part(replica: Replica, cause: Cause, words: str, now: float) -> Step:
-    """Send SIGTERM to what has nothing to finish any more, unless it has to wait for a load on its GPU."""
+    """End what has nothing to finish any more, or have it sleep, unless it has to wait for a load on its GPU."""
     phase, limit_s = replica.phase, replica.spec.stop.beside_load_timeout_s
     waits = replica.beside and limit_s > 0 and replica.halt is Halt.NO and isinstance(cause, Reason)
     # Two that load on one GPU are found by a daemon whose journal is behind: one of them may be ready for long.
-    if waits and isinstance(phase, Starting | Ready | Draining):
+    if waits and isinstance(phase, Starting | Ready | Asleep | Draining):
         until = now + limit_s
         since = phase.since if isinstance(phase, Draining) else now
         draining = Draining(since, phase.process, cause, until, next_at=until, held=True)
         words = f"{words}; waits while {replica.beside} loads beside it"
         return replace(replica, phase=draining, reason=words), NOTHING
+    return leave(replica, cause, words, now)
+
+
+def leave(replica: Replica, cause: Cause, words: str, now: float) -> Step:
+    """Have what is drained fall asleep if that is what it was drained for, and is still what is wanted; else end it."""
+    phase, demand = replica.phase, replica.spec.demand
+    stays = replica.want is Want.UP and replica.halt is Halt.NO and not replica.removed
+    if cause is Reason.SLEEP and stays and demand.sleep > 0 and _is_as_declared(replica) and isinstance(phase, Live):
+        asleep = Asleep(now, phase.process, demand.sleep, replica.hold)
+        action = Sleep(replica.last_run, demand.sleep, demand.sleep_timeout_s)
+        return replace(replica, phase=asleep, reason=words), (action,)
     return terminate(replica, cause, words, now)
+
+
+def _is_as_declared(replica: Replica) -> bool:
+    return replica.process is not None and replica.process.digest == replica.digest
 
 
 def terminate(replica: Replica, cause: Cause, words: str, now: float) -> Step:

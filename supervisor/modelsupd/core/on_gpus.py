@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from modelsupd.core import sleeping
 from modelsupd.core.actions import Spawn
 from modelsupd.core.events import Beside, FailureClass, GpuLost, Measured, Placed, Resolved, Waits
-from modelsupd.core.moves import NOTHING, Step, condemn, terminate
+from modelsupd.core.moves import NOTHING, Step, condemn, leave
 from modelsupd.core.phases import (
+    Asleep,
     Cause,
     Clearing,
     Draining,
@@ -49,6 +51,8 @@ def has_what_it_needs(replica: Replica, event: Resolved, now: float) -> Step:
 def placed(replica: Replica, event: Placed, now: float) -> Step:
     """Take the turn, and the GPUs; what was given to a replica that no longer waits is free again."""
     phase = replica.phase
+    if isinstance(phase, Asleep):
+        return sleeping.rouse(replica, event, now)
     if not isinstance(phase, Waiting):
         return _too_late(replica)
     on = f" on {' and '.join(event.hold.gpus)}" if event.hold is not None else ""
@@ -60,6 +64,8 @@ def placed(replica: Replica, event: Placed, now: float) -> Step:
 def waits(replica: Replica, event: Waits, _now: float) -> Step:
     """Take note of why there are none yet."""
     phase = replica.phase
+    if sleeping.rests(replica):
+        return replace(replica, reason=f"asleep, and waits for its turn: {event.why}"), NOTHING
     if not isinstance(phase, Waiting):
         return _too_late(replica)
     return replace(
@@ -83,7 +89,7 @@ def beside(replica: Replica, event: Beside, now: float) -> Step:
     replica = replace(replica, beside=event.loading)
     phase = replica.phase
     if isinstance(phase, Draining) and phase.held and not event.loading:
-        return terminate(replica, phase.cause, f"{replica.reason}; it no longer does", now)
+        return leave(replica, phase.cause, f"{replica.reason}; it no longer does", now)
     return replica, NOTHING
 
 
@@ -96,7 +102,7 @@ def measured(replica: Replica, event: Measured, _now: float) -> Step:
 
 def gpu_lost(replica: Replica, event: GpuLost, now: float) -> Step:
     """End a run whose GPU is gone, whatever its engine still says; the next one is placed elsewhere."""
-    if isinstance(replica.phase, Starting | Ready):
+    if isinstance(replica.phase, Starting | Ready | Asleep):
         return condemn(replica, FailureClass.GPU_LOST, event.words, now)
     return replica, NOTHING
 

@@ -10,6 +10,8 @@ Stopped ────┴─▶ Resolving ─▶ Spawning ─▶ Starting ─▶ R
    └──────────────── want down ───────────────────┴──────────────── Clearing
 ```
 
+One that sleeps (Asleep) has left Draining for that, and comes back by Starting; it is ended as any other.
+
 A replica that uses GPUs waits for them, one that starts on demand for its turn; `Replica.hold` is what it was given of
 GPUs, until nothing of its run is left.
 """
@@ -52,7 +54,16 @@ class Reason(StrEnum):
     REMOVED = "removed"
     SHUTDOWN = "shutdown"
     EVICTED = "evicted"
+    SLEEP = "sleep"
     STRAY = "stray"
+
+
+class Resting(StrEnum):
+    """Where between awake and asleep an engine is."""
+
+    FALLING = "falling"
+    ASLEEP = "asleep"
+    WAKING = "waking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +114,12 @@ class Spawning:
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """The process exists and has not yet generated."""
+    """The process exists and has not yet generated; with `woken`, not since it slept."""
 
     since: float
     process: Process
     pulse: Pulse
+    woken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,17 @@ class Ready:
     since: float
     process: Process
     pulse: Pulse
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """The process exists and sleeps at `level`; awake it holds `before` of GPUs."""
+
+    since: float
+    process: Process
+    level: int
+    before: Hold | None
+    state: Resting = Resting.FALLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +219,7 @@ Phase = (
     | Spawning
     | Starting
     | Ready
+    | Asleep
     | Draining
     | Stopping
     | Killing
@@ -203,7 +227,7 @@ Phase = (
     | Backoff
     | Failed
 )
-Live = Starting | Ready | Draining | Stopping | Killing
+Live = Starting | Ready | Asleep | Draining | Stopping | Killing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

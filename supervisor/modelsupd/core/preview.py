@@ -9,6 +9,7 @@ from modelsupd.core.allotment import Card, allot
 from modelsupd.core.demand import Usage, Wanted, idle_since
 from modelsupd.core.phases import Backoff, Failed, Replica, Stopped, Waiting, Want, phase_name
 from modelsupd.core.placement import Size
+from modelsupd.core.sleeping import rests
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,9 @@ def preview(
     assumed, found = dict(replicas), {}
     for name, size in wanted.items():
         replica = replicas[name]
-        if isinstance(replica.phase, Stopped | Backoff | Failed | Waiting):
+        if rests(replica):
+            assumed[name] = replace(replica, want=Want.UP, demanded_by=replica.demanded_by or "plan")
+        elif isinstance(replica.phase, Stopped | Backoff | Failed | Waiting):
             since = replica.phase.since if isinstance(replica.phase, Waiting) else now
             taken = replica.phase.size if isinstance(replica.phase, Waiting) else size
             waiting = Waiting(since, replica.last_run, replica.digest, taken)

@@ -15,6 +15,7 @@ from modelsupd.core import health
 from modelsupd.core.events import Event, Exit, Failure, FailureClass, Process, Vitals
 from modelsupd.core.learning import Learned
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Cause,
     Clearing,
@@ -27,6 +28,7 @@ from modelsupd.core.phases import (
     Reason,
     Replica,
     Resolving,
+    Resting,
     Spawning,
     Starting,
     Stopped,
@@ -42,7 +44,8 @@ from modelsupd.core.spec import ModelSpec
 _PHASES = {
     kind.__name__.lower(): kind
     for kind in (
-        Stopped, Resolving, Waiting, Spawning, Starting, Ready, Draining, Stopping, Killing, Clearing, Backoff, Failed,
+        Stopped, Resolving, Waiting, Spawning, Starting, Ready, Asleep,
+        Draining, Stopping, Killing, Clearing, Backoff, Failed,
     )
 }  # fmt: skip
 _DURABLE = (
@@ -89,7 +92,7 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - plain data of any shape
     match value:
         case Fault():
             return {"failure": asdict(value.failure), "ready_s": value.ready_s}
-        case Reason():
+        case Reason() | Resting():
             return value.value
         case Process(gpus=()):
             return {name: item for name, item in asdict(value).items() if name != "gpus"}
@@ -158,6 +161,8 @@ def _phase(data: dict[str, Any], now: float) -> Phase:
         data["cause"] = _cause(data["cause"])
     if kind in (Starting, Ready):
         data["pulse"] = health.taken_over(now) if kind is Starting else health.begin(now)
+    if kind is Asleep:
+        data["before"], data["state"] = _hold(data["before"]), Resting(data["state"])
     if kind is Draining:
         data["next_at"] = now
     if kind is Clearing:

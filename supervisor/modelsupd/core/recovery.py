@@ -15,12 +15,13 @@ from types import MappingProxyType
 from typing import Any
 
 from modelsupd.core import health, restart
-from modelsupd.core.actions import Action, Kill, Resolve, Terminate, Watch
+from modelsupd.core.actions import Action, Kill, Resolve, Sleep, Terminate, Wake, Watch
 from modelsupd.core.events import Process
 from modelsupd.core.fleet import Declared, replica_names
 from modelsupd.core.moves import NOTHING, Step, begin, clear, terminate
 from modelsupd.core.on_gpus import let_go
 from modelsupd.core.phases import (
+    Asleep,
     Clearing,
     Draining,
     Killing,
@@ -29,6 +30,7 @@ from modelsupd.core.phases import (
     Reason,
     Replica,
     Resolving,
+    Resting,
     Spawning,
     Starting,
     Stopped,
@@ -172,6 +174,8 @@ def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # n
         case Starting() | Ready() | Draining():
             words = f"run {run} adopted with pid {process.pid}" if process else replica.reason
             return replace(replica, reason=words), (Watch(run),)
+        case Asleep():
+            return replica, (Watch(run), *_still_to_do(phase, replica))
         case Stopping():
             return replica, (Watch(run), Terminate(run))
         case Killing():
@@ -189,6 +193,14 @@ def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # n
             return replace(replica, phase=Stopped(now)), NOTHING
         case _:
             return replica, NOTHING
+
+
+def _still_to_do(phase: Asleep, replica: Replica) -> tuple[Action, ...]:
+    """Return what whoever is gone may not have brought to its end; what is done already is not done twice."""
+    limit_s = replica.spec.demand.sleep_timeout_s
+    if phase.state is Resting.FALLING:
+        return (Sleep(replica.last_run, phase.level, limit_s),)
+    return (Wake(replica.last_run, phase.level, limit_s),) if phase.state is Resting.WAKING else NOTHING
 
 
 def _unknown_hold(gpus: tuple[str, ...]) -> Hold | None:

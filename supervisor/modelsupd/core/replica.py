@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from modelsupd.core import asked, health, moves, on_gpus
+from modelsupd.core import asked, health, moves, on_gpus, sleeping
 from modelsupd.core.actions import Kill, Recheck, Watch
 from modelsupd.core.events import (
     Beside,
@@ -61,10 +61,10 @@ from modelsupd.core.moves import (
     end,
     forgiven,
     kill,
+    leave,
     part,
     probe,
     settle,
-    terminate,
 )
 from modelsupd.core.phases import (
     Cause,
@@ -88,6 +88,7 @@ from modelsupd.core.phases import (
     Want,
     phase_name,
 )
+from modelsupd.core.sleep_events import Slept, Woke
 from modelsupd.core.timing import deadline, known_start, stall_s
 
 __all__ = ["InvalidTransition", "Step", "deadline", "fail_internally", "step"]
@@ -143,7 +144,7 @@ def _ticked(replica: Replica, _event: Ticked, now: float) -> Step:  # noqa: C901
             return _tick_ready(replica, phase, now)
         case Draining() if now >= phase.until and phase.held:
             words = f"{replica.reason}; it still does after {replica.spec.stop.beside_load_timeout_s:g} s"
-            return terminate(replica, phase.cause, words, now)
+            return leave(replica, phase.cause, words, now)
         case Draining() if now >= phase.until:
             words = f"requests were still in flight after {replica.spec.stop.drain_timeout_s:g} s"
             return part(replica, phase.cause, words, now)
@@ -288,7 +289,8 @@ def _probed(replica: Replica, event: Probed, now: float) -> Step:
             known = known_start(replica)
             still_s = health.stood_still_s(phase.pulse, now)
             used = known.bytes if known else None
-            learned = Learned(replica.digest, replica.inputs, now - phase.since, still_s, used)
+            start = Learned(replica.digest, replica.inputs, now - phase.since, still_s, used)
+            learned = replica.learned if phase.woken else start  # of a start nothing is learned by waking
             pulse = replace(health.begin(now), next_at=now + limits.probe_interval_s, vitals=event.vitals)
             words = f"generates: {event.evidence}"
             history = replace(replica.history, addresses=0)
@@ -389,4 +391,6 @@ _HANDLERS: dict[type[Any], Callable[[Replica, Any, float], Step]] = {
     Exited: _exited,
     Cleared: _cleared,
     Stuck: _stuck,
+    Slept: sleeping.slept,
+    Woke: sleeping.woke,
 }

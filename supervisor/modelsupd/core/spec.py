@@ -396,4 +396,5 @@ def launch_digest(spec: ModelSpec, binary: str = "") -> str:
         "log": dataclasses.asdict(spec.log),
     }
     launched |= {name: value for name in _WHERE_GIVEN if (value := getattr(spec, name))}
+    launched |= {"sleeps": True} if spec.demand.sleep else {}
     return hashlib.sha256(json.dumps(launched, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ def known_start(replica: Replica) -> Learned | None:
 def start_left_s(replica: Replica, now: float) -> float | None:
     """Return how long the present start will still take, by the last one of the same; None where nothing tells."""
     learned = known_start(replica)
-    if learned is None or not isinstance(replica.phase, Starting):
+    if learned is None or not isinstance(replica.phase, Starting) or replica.phase.woken:
         return None
     return max(0.0, learned.start_s - (now - replica.phase.since))
 

@@ -10,14 +10,16 @@ Three rules:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelsupd.core.demand import Usage, Yielding, exclude, waits_since, yields
 from modelsupd.core.events import Evicted
 from modelsupd.core.eviction import Candidate, Floor
-from modelsupd.core.phases import Replica
+from modelsupd.core.phases import Ready, Replica
 from modelsupd.core.placement import Claim, Held
+from modelsupd.core.sleeping import kept_asleep, rests
 from modelsupd.core.spec import Start
 
 #: Of those that do not give way, so many are told of.
@@ -80,6 +82,22 @@ class TurnTaking:
 
     def _give(self, replica: Replica, claim: Claim | None, since: float) -> str:
         """Give a replica its turn, or make room for it; return why it waits, "" where it does not."""
+        own = self._own_seats(replica.name)
+        why = self._decide_on(replica, claim, since)
+        if replica.name not in self._taken and own:
+            # It goes on sleeping where it lies.
+            for floor, seat in own:
+                floor.take(seat)
+        return why
+
+    def _own_seats(self, name: str) -> list[tuple[Floor, Held]]:
+        """Take what a sleeper keeps off the floors: what it wants it wants instead."""
+        seats = [(floor, seat) for floor in (self._now_floor, self._later) if (seat := floor.seat(name)) is not None]
+        for floor, _seat in seats:
+            floor.leave({name})
+        return seats
+
+    def _decide_on(self, replica: Replica, claim: Claim | None, since: float) -> str:
         ahead = next(self._against(replica, self._taken), None)
         if ahead is not None:
             return f"{ahead.name} goes first, and they never run beside one another"
@@ -104,6 +122,8 @@ class TurnTaking:
                 if _gives_way(answer)
             }
             room = self._later.room_for(claim, candidates, must)
+            if room is None and self._starts_elsewhere(replica, claim):
+                return "it lies where it cannot wake, and starts anew elsewhere"
             if room is None:
                 stays = [
                     answer
@@ -116,11 +136,20 @@ class TurnTaking:
             self._later.leave(victims)
             self._keep(replica, claim, room.gpus)
         self._taken[replica.name] = replica
-        return self._make_way(replica, victims, answers, against)
+        return self._make_way(replica, claim, victims, answers, against)
+
+    def _starts_elsewhere(self, replica: Replica, claim: Claim) -> bool:
+        """Have a sleeper that cannot wake where it lies end, if it could start somewhere else."""
+        uuids = replica.spec.gpus if isinstance(replica.spec.gpus, tuple) else ()
+        if not rests(replica) or self._now_floor.room_for(dataclasses.replace(claim, uuids=uuids), {}) is None:
+            return False
+        self.turns.evicted[replica.name] = Evicted(replica.last_run, "cannot wake where it lies, and starts elsewhere")
+        return True
 
     def _against(self, replica: Replica, others: Mapping[str, Replica]) -> Iterator[Replica]:
         for other in others.values():
-            if exclude(replica.spec, replica.model, other.spec, other.model):
+            # Who sleeps does not run.
+            if not rests(other) and exclude(replica.spec, replica.model, other.spec, other.model):
                 yield other
 
     def _goes_now(self, replica: Replica, claim: Claim | None) -> bool:
@@ -150,7 +179,12 @@ class TurnTaking:
             )
 
     def _make_way(
-        self, replica: Replica, victims: Collection[str], answers: Mapping[str, Yielding], against: Collection[str]
+        self,
+        replica: Replica,
+        claim: Claim | None,
+        victims: Collection[str],
+        answers: Mapping[str, Yielding],
+        against: Collection[str],
     ) -> str:
         """Have those give way that stand in the way, all of them once none has anything in flight."""
         closed = sorted(name for name in victims if answers[name].closed)
@@ -159,9 +193,24 @@ class TurnTaking:
         if closed:
             return f"{_listed(closed)} takes nothing new, and gives way when it is idle"
         for name in sorted(victims):
-            self.turns.evicted[name] = Evicted(self._present[name].last_run, f"gives way to {replica.name}")
+            sleeps = self._can_sleep(self._present[name], claim)
+            self.turns.evicted[name] = Evicted(self._present[name].last_run, f"gives way to {replica.name}", sleeps)
         going = sorted(set(victims) | (set(against) & self._leaving))
         return f"{_listed(going)} gives way" if going else "room is being made"
+
+    def _can_sleep(self, replica: Replica, claim: Claim | None) -> bool:
+        """Tell whether one that gives way need not be ended: there is room for what it keeps while it sleeps."""
+        hold = kept_asleep(replica.hold, replica)
+        if replica.spec.demand.sleep == 0 or not isinstance(replica.phase, Ready):
+            return False
+        if hold is None:
+            return True
+        apart = frozenset(replica.spec.placement.apart_from)
+        seat = Held(name=replica.name, model=replica.model, gpus=hold.gpus, bytes=hold.bytes, apart=apart)
+        if not self._later.holds(seat) or (claim is not None and (claim.exclusive or replica.model in claim.apart)):
+            return False
+        self._later.take(seat)
+        return True
 
     def _note(self, answers: Collection[Yielding]) -> None:
         for answer in answers:

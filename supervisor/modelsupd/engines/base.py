@@ -150,6 +150,23 @@ class Drifting(Protocol):
         """Return which flags in `spec` the version would not take that printed `told`; paths as of `problems`."""
 
 
+@runtime_checkable
+class Sleeper(Protocol):
+    """An adapter of an engine that can sleep, and be woken, by requests to itself."""
+
+    #: Asks whether it sleeps.
+    is_sleeping: Request
+
+    def sleep(self, level: int) -> tuple[Request, ...]:
+        """Return what makes it sleep at that level, in order."""
+
+    def wake(self, level: int) -> tuple[Request, ...]:
+        """Return what wakes it up from that level, in order."""
+
+    def read_sleeping(self, status: int, body: bytes) -> bool | None:
+        """Return whether it sleeps, by its answer; None where that does not say."""
+
+
 def adapter(kind: Engine) -> Adapter:
     """Return the adapter of that kind of engine."""
     from modelsupd.engines.command import CommandAdapter  # noqa: PLC0415 - the adapters themselves import this module

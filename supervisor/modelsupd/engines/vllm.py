@@ -34,6 +34,7 @@ from modelsupd.engines.base import (
     clip,
     common_problems,
     generation_request,
+    parse,
     read_generation,
     read_refusal,
     shown,
@@ -84,6 +85,9 @@ _LOADING = re.compile(
     r"|(?:Available|GPU|CPU) KV cache|Capturing |Graph capturing|Warming up|init engine|Starting vLLM server)"
 )
 
+#: The level of sleep from which weights are not kept.
+_DROPS_WEIGHTS: Final = 2
+
 _K = FailureClass
 _ERROR = r"^(?:\w+\.)*(?:ValueError|RuntimeError|OSError|Exception): "
 RULES = (
@@ -122,6 +126,27 @@ class VllmAdapter:
     modules: tuple[str, ...] = ("vllm", "torch", "transformers", "uvicorn", "fastapi", "zmq")
     served: re.Pattern[str] | None = None
     help: tuple[str, ...] = (*_SERVE, "--help=all")
+
+    is_sleeping = Request(method="GET", path="/is_sleeping")
+
+    def sleep(self, level: int) -> tuple[Request, ...]:
+        """Return what makes it sleep; whatever is in flight by then has had its time, and is cut."""
+        return (Request(method="POST", path=f"/sleep?level={level}&mode=abort"),)
+
+    def wake(self, level: int) -> tuple[Request, ...]:
+        """Return what wakes it: from level 2, weights that were dropped are read again before the cache is made."""
+        if level < _DROPS_WEIGHTS:
+            return (Request(method="POST", path="/wake_up"),)
+        return (
+            Request(method="POST", path="/wake_up?tags=weights"),
+            Request(method="POST", path="/collective_rpc", body=b'{"method":"reload_weights"}'),
+            Request(method="POST", path="/wake_up?tags=kv_cache"),
+        )
+
+    def read_sleeping(self, status: int, body: bytes) -> bool | None:
+        """Return what `/is_sleeping` says."""
+        said = (parse(body) or {}).get("is_sleeping") if status == 200 else None  # noqa: PLR2004 - an HTTP status
+        return said if isinstance(said, bool) else None
 
     def idle_cpus(self, spec: ModelSpec) -> float:
         """Return what its processes use while they wait for each other, or for a GPU that may never answer.
@@ -174,6 +199,10 @@ class VllmAdapter:
         for key, value in given.items():
             argv += _words(key, value)
         env = {**_ENV, "VLLM_ENGINE_READY_TIMEOUT_S": str(math.ceil(spec.health.start_limit_s))}
+        if spec.demand.sleep:
+            # Its ways to sleep are among those for developers, which are on the run's own socket and on no other.
+            argv += ["--enable-sleep-mode"]
+            env["VLLM_SERVER_DEV_MODE"] = "1"
         if spec.gpus == 0 and not given.keys() & flags.KV_SIZE:
             env["VLLM_CPU_KVCACHE_SPACE"] = str(DEFAULT_CPU_KV_GIB)
         env |= base_env(spec)

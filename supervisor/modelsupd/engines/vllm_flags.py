@@ -44,6 +44,7 @@ OWNED: Mapping[str, str] = {
     "tokenizer_revision": _OFFLINE,
     "download_dir": _OFFLINE,
     "served_model_name": "the engine is told the model's own name; further ones are 'aliases'",
+    "enable_sleep_mode": "that it sleeps is said by 'demand.sleep'",
     "disable_log_stats": "it is always off: its counters are what shows that the engine moves",
     "disable_uvicorn_access_log": "it is always on: the gateway keeps the record of requests",
     "disable_access_log_for_endpoints": "no request is logged by the engine: the gateway keeps the record",

@@ -22,30 +22,25 @@ from typing import Any, Protocol
 
 import structlog
 
-from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.actions import (
+    Action,
+    Kill,
+    Probe,
+    Recheck,
+)
 from modelsupd.core.events import (
     Event,
-    Exit,
-    Exited,
-    Failure,
-    FailureClass,
     Lagged,
-    Outcome,
-    Probed,
-    Rechecked,
     Respecified,
     Spawned,
-    SpawnFailed,
-    Stuck,
     Ticked,
-    Unresolved,
-    Vitals,
 )
 from modelsupd.core.fleet import is_gone
 from modelsupd.core.phases import Replica, phase_name
 from modelsupd.core.record import durable, plain_event, same
 from modelsupd.core.replica import InvalidTransition, deadline, fail_internally, step
 from modelsupd.errors import Refused
+from modelsupd.runtime.failed_effect import failed_effect
 from modelsupd.runtime.journal import Unwritable
 
 log = structlog.get_logger("driver")
@@ -375,23 +370,3 @@ def _must_record(before: Replica, after: Replica, actions: tuple[Action, ...]) -
     if any(not isinstance(action, Probe | Recheck) for action in actions):
         return True
     return after is not before and not same(before, after)
-
-
-def failed_effect(action: Action, error: Exception, replica: Replica) -> Event | None:  # noqa: PLR0911 - one case an action
-    """Return the event by which an effect ends that raised."""
-    failure = Failure(FailureClass.INTERNAL, f"{type(action).__name__.lower()}: {error!r}")
-    match action:
-        case Resolve(run=run):
-            return Unresolved(run, failure, "")
-        case Recheck(run=run):
-            return Rechecked(run, replica.inputs)
-        case Spawn(run=run):
-            return SpawnFailed(run, failure, cleared=False)
-        case Watch(run=run):
-            return Exited(run, Exit(), failure, cleared=False)
-        case Probe(run=run, kind=kind):
-            return Probed(run, kind, Outcome.VOID, failure.detail, Vitals(), Vitals())
-        case Clear(run=run):
-            return Stuck(run, (), f"run {run} cannot be cleared: {error}")
-        case Abandon() | Terminate() | Kill():
-            return None

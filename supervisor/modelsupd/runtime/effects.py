@@ -12,7 +12,20 @@ from pathlib import Path
 
 import structlog
 
-from modelsupd.core.actions import Abandon, Action, Clear, Kill, Probe, Recheck, Resolve, Spawn, Terminate, Watch
+from modelsupd.core.actions import (
+    Abandon,
+    Action,
+    Clear,
+    Kill,
+    Probe,
+    Recheck,
+    Resolve,
+    Sleep,
+    Spawn,
+    Terminate,
+    Wake,
+    Watch,
+)
 from modelsupd.core.events import (
     Cleared,
     Event,
@@ -31,7 +44,7 @@ from modelsupd.core.events import (
     Unresolved,
     Vitals,
 )
-from modelsupd.core.phases import Replica, Spawning
+from modelsupd.core.phases import Asleep, Replica, Spawning
 from modelsupd.core.placement import Size
 from modelsupd.core.spec import EngineSpec, ModelSpec, StopLimits, gpu_count
 from modelsupd.engines.base import Adapter, Files, adapter
@@ -49,6 +62,7 @@ from modelsupd.runtime.process import (
     TreeVitals,
     connections,
 )
+from modelsupd.runtime.sleep import carry_out, lacking_bytes
 from modelsupd.weights.wire import Job
 
 log = structlog.get_logger("effects")
@@ -61,6 +75,9 @@ LOADING_TAIL_BYTES = 4096
 
 #: A probe that takes longer than this has its engine's process tree looked at for work.
 SLOW_AFTER_S = 1.0
+
+#: The level of sleep at which an engine keeps its weights in the host's memory.
+KEEPS_WEIGHTS = 1
 
 _SIGKILL = 9
 
@@ -89,7 +106,7 @@ class RuntimeEffects:
         self._deliveries = Deliveries()
         self._looker = Looker()
 
-    async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: PLR0911 - one case an action
+    async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: C901, PLR0911 - one case an action
         """Carry out one action."""
         name = replica.name
         match action:
@@ -115,6 +132,8 @@ class RuntimeEffects:
                 return None
             case Clear():
                 return await self._clear(replica, action)
+            case Sleep() | Wake():
+                return await self._sleep(replica, action)
 
     async def _clear(self, replica: Replica, action: Clear) -> Event:
         """End what is left of a run; then nothing of its memory may be left on its GPUs either."""
@@ -125,6 +144,16 @@ class RuntimeEffects:
             return Stuck(run, left)
         missing = await self._gpus.memory_back(replica, run)
         return Cleared(run) if missing is None else Stuck(run, (), *missing)
+
+    async def _sleep(self, replica: Replica, action: Sleep | Wake) -> Event:
+        process, phase = replica.process, replica.phase
+        assert process is not None  # noqa: S101 - the core has running processes sleep and wake
+        lacking = None
+        keeps = isinstance(action, Sleep) and action.level == KEEPS_WEIGHTS
+        if keeps and isinstance(phase, Asleep) and phase.before is not None:
+            files = self._files.get(replica.name)
+            lacking = await lacking_bytes(files.weights if files else None, phase.before, self._gpus.host_reserve_bytes)
+        return await carry_out(adapter(replica.spec.engine), process.endpoint, action, lacking)
 
     def _engine(self, replica: Replica) -> EngineSpec | None:
         return self._engines().get(replica.spec.engine)

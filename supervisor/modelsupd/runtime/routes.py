@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Clearing,
     Draining,
@@ -23,6 +24,7 @@ from modelsupd.core.phases import (
     Want,
     phase_name,
 )
+from modelsupd.core.sleeping import rests
 from modelsupd.core.spec import ModelSpec, Start, gpu_count
 from modelsupd.core.timing import start_left_s
 from modelsupd.gateway.base import Availability, Model, Run
@@ -113,6 +115,8 @@ def _outlook(
     for replica in replicas:
         if isinstance(replica.phase, Resolving | Spawning | Starting):
             return Availability.LOADING, *_loading(replica, fetching.get(replica.name), now)
+    if any(isinstance(replica.phase, Asleep) and replica.runs_wanted for replica in replicas):
+        return Availability.LOADING, "wakes up", RETRY_AFTER_S
     for replica in replicas:
         if isinstance(replica.phase, Waiting):
             return Availability.LOADING, _waiting(replica, replica.phase), WAITING_RETRY_S
@@ -144,8 +148,9 @@ def _outlook_of_idle(replicas: list[Replica], now: float) -> tuple[Availability,
             wait_s = max(1.0, replica.phase.until - now)
             return Availability.LOADING, f"starts again soon; {replica.phase.failure.kind}", wait_s
     asked = [replica for replica in replicas if _starts_when_asked(replica)]
-    if any(isinstance(replica.phase, Stopped) for replica in asked):
-        return Availability.ON_DEMAND, "starts when asked for", RETRY_AFTER_S
+    if any(isinstance(replica.phase, Stopped) or rests(replica) for replica in asked):
+        words = "asleep; wakes up" if any(map(rests, asked)) else "starts"
+        return Availability.ON_DEMAND, f"{words} when asked for", RETRY_AFTER_S
     for replica in replicas:
         if isinstance(replica.phase, Failed):
             wait_s = 60.0 if replica.phase.retry_at is None else max(1.0, replica.phase.retry_at - now)
@@ -166,7 +171,7 @@ def _starts_when_asked(replica: Replica) -> bool:
 
 
 def _on_its_way_down(replica: Replica) -> bool:
-    return isinstance(replica.phase, Draining | Stopping | Killing | Clearing)
+    return isinstance(replica.phase, Draining | Asleep | Stopping | Killing | Clearing)
 
 
 def _declared_context(spec: ModelSpec) -> int | None:

@@ -17,7 +17,7 @@ import structlog
 from modelsupd.core.allotment import Card
 from modelsupd.core.events import Event, GpuLost, Measured
 from modelsupd.core.gpu_spec import GpusSpec
-from modelsupd.core.phases import Ready, Replica, Starting
+from modelsupd.core.phases import Asleep, Ready, Replica, Starting
 from modelsupd.core.spec import ModelSpec, gpu_count
 from modelsupd.errors import Refused
 from modelsupd.runtime.gpus import ledger
@@ -37,6 +37,9 @@ MEMORY_LOOK_S = 0.1
 #: Errors of NVIDIA's (Xid) after which nothing can be expected of a GPU until it is reset: memory and rows that cannot
 #: be mended, links, the bus, its own firmware. Others are mostly the program's own fault. (NVIDIA, "Xid Errors".)
 FATAL_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120, 140})
+
+#: Phases of a process that is to go on; where its GPU is lost, it cannot.
+_AT_WORK = Starting | Ready | Asleep
 
 _GIB = 1024**3
 
@@ -85,6 +88,11 @@ class Gpus:
     def pids(self) -> frozenset[int]:
         """Return the pids of processes that are waited for here."""
         return self.inventory.pids()
+
+    @property
+    def host_reserve_bytes(self) -> int:
+        """Return how much of the host's memory engines that sleep have to leave free."""
+        return self._spec().host_reserve_bytes
 
     async def open(self) -> None:
         """Take a first look, where anybody is interested; call it before replicas are introduced."""
@@ -223,7 +231,7 @@ class Gpus:
 
     def _tell_of_loss(self, uuid: str, words: str) -> None:
         for name, replica in list(self._replicas().items()):
-            if replica.hold is not None and uuid in replica.hold.gpus and isinstance(replica.phase, Starting | Ready):
+            if replica.hold is not None and uuid in replica.hold.gpus and isinstance(replica.phase, _AT_WORK):
                 self._put(name, GpuLost(replica.last_run, words))
 
     def _tell_measured(self, replica: Replica, known: _Run) -> None:
