@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from modelsupd.errors import Refused
 from modelsupd.runtime.gpus.keeper import Gpus
 from modelsupd.runtime.gpus.quarantine import Entry, Kind, Quarantine
 from modelsupd.runtime.gpus.sizing import size_of
+from modelsupd.runtime.identity import boot_id
 from modelsupd.runtime.placer import Placer
 from modelsupd.weights.claim import Use, claim, describe
 
@@ -45,7 +48,8 @@ def test_quarantine_outlives_its_keeper(place: Path) -> None:
     saved(first)
     assert json.loads((place / "gpus.json").read_text())["v"] == 1
     again = Quarantine(place)
-    assert again.entries == {"GPU-0": WHY, "GPU-1": replace(WHY, kind=Kind.LOST)}
+    boot = boot_id()
+    assert again.entries == {"GPU-0": replace(WHY, boot=boot), "GPU-1": replace(WHY, kind=Kind.LOST, boot=boot)}
     assert again.release("GPU-0", "back")
     assert not again.release("GPU-0", "back")
     saved(again)
@@ -59,8 +63,36 @@ def test_what_a_person_said_stays_and_the_same_is_not_said_twice(place: Path) ->
     quarantine.put("GPU-0", replace(WHY, since="later"))
     assert quarantine.entries["GPU-0"].since == WHY.since
     quarantine.put("GPU-0", replace(WHY, kind=Kind.OPERATOR, why="mine"))
-    quarantine.put("GPU-0", replace(WHY, kind=Kind.LOST))
+    quarantine.put("GPU-0", replace(WHY, kind=Kind.STUCK))
     assert quarantine.entries["GPU-0"].why == "mine"
+    for _ in range(2):
+        quarantine.put("GPU-0", replace(WHY, kind=Kind.LOST, why="lost"))
+    assert (quarantine.entries["GPU-0"].kind, quarantine.entries["GPU-0"].why) == (Kind.OPERATOR, "mine; lost")
+
+
+@pytest.mark.parametrize("stronger", [Kind.LOST, Kind.HARDWARE])
+@pytest.mark.parametrize("weaker", [Kind.MEMORY, Kind.STUCK])
+def test_a_gpu_that_is_broken_stays_so_when_memory_is_late_there(place: Path, stronger: Kind, weaker: Kind) -> None:
+    quarantine = Quarantine(place)
+    quarantine.put("GPU-0", replace(WHY, kind=weaker))
+    quarantine.put("GPU-0", replace(WHY, kind=stronger, why="Xid 79"))
+    quarantine.put("GPU-0", replace(WHY, kind=weaker))
+    assert (quarantine.entries["GPU-0"].kind, quarantine.entries["GPU-0"].why) == (stronger, "Xid 79")
+
+
+def test_what_is_known_by_processes_ends_with_their_boot(place: Path) -> None:
+    first = Quarantine(place)
+    for number, kind in enumerate(Kind):
+        # Of another boot, a pid that somebody has by now.
+        first.put(f"GPU-{number}", replace(WHY, kind=kind, pids=(os.getpid(),)))
+    saved(first)
+    file = place / "gpus.json"
+    file.write_text(file.read_text().replace(boot_id(), "another"))
+    again = Quarantine(place)
+    assert {entry.kind for entry in again.entries.values()} == {Kind.LOST, Kind.HARDWARE, Kind.OPERATOR}
+    assert list(again.changes) == [
+        f"GPU GPU-{number} out of quarantine: the machine was restarted" for number in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"quarantined": {"GPU-0": {"kind": "x", "pids": []}}}', "[1]"])
@@ -218,9 +250,13 @@ def test_what_cannot_be_killed_keeps_its_gpus_until_it_is_gone(place: Path) -> N
         assert "cannot be killed" in world.gpus.quarantine.entries["GPU-0"].why
         await world.gpus.command("release", "GPU-0", "ada")
         assert world.notes[1:] == ["GPU GPU-0 out of quarantine: released by ada"]
-        await world.gpus.stuck(world.run("GPU-0"), 1, (2**22 + 1,))
-        await world.gpus.look()
-        assert world.gpus.quarantine.entries == {}
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            await world.gpus.stuck(world.run("GPU-0"), 1, (child.pid, 2**22 + 1))
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            # Nobody has reaped it, and it holds nothing any more.
+            await world.gpus.look()
+            assert world.gpus.quarantine.entries == {}
 
     keeping(place, cards, test)
 

@@ -24,9 +24,8 @@ from modelsupd.runtime.gpus import ledger
 from modelsupd.runtime.gpus.inventory import Inventory, Look
 from modelsupd.runtime.gpus.ledger import Account, Missing
 from modelsupd.runtime.gpus.quarantine import Entry, Kind, Quarantine
-from modelsupd.runtime.gpus.telling import processes, row
+from modelsupd.runtime.gpus.telling import meant, processes, row
 from modelsupd.runtime.placer import Placer
-from modelsupd.runtime.shim import tree
 
 log = structlog.get_logger("gpus")
 
@@ -248,7 +247,7 @@ class Gpus:
             listed = {pid for pid, _size in account.seen.processes or ()}
             if entry.kind is Kind.MEMORY and not listed & set(entry.pids) and self._fits(account, entry):
                 self.quarantine.release(uuid, "its memory has come back")
-            elif entry.kind is Kind.STUCK and not any(tree.stat(pid) for pid in entry.pids):
+            elif entry.kind is Kind.STUCK and all(ledger.is_gone(pid) for pid in entry.pids):
                 self.quarantine.release(uuid, "the processes that could not be killed are gone")
 
     def _fits(self, account: Account, entry: Entry) -> bool:
@@ -298,7 +297,7 @@ class Gpus:
             if account.seen.uuid in uuids
             for pid, _size in account.seen.processes or ()
         }
-        return {pid for pid in listed if (found := tree.stat(pid)) is None or found.dead}
+        return {pid for pid in listed if ledger.is_gone(pid)}
 
     def _keep_back(
         self, replica: Replica, run: int, left: Sequence[Missing], trouble: str
@@ -364,7 +363,9 @@ class Gpus:
     async def command(self, verb: str, target: str, by: str, why: str = "") -> str:
         """Put a GPU into quarantine or release it; return its UUID. Raises Refused."""
         await self.look()
-        uuid = self._meant(verb, target)
+        known = {gpu.uuid: gpu.index for gpu in self.inventory.last.gpus}
+        known |= {uuid: -1 for uuid in self.quarantine.entries if uuid not in known}
+        uuid = meant(verb, target, known, self.inventory.last)
         if verb == "quarantine":
             self._put_away(uuid, Kind.OPERATOR, f"put there by {by}{f': {why}' if why else ''}")
         elif not self.quarantine.release(uuid, f"released by {by}"):
@@ -373,19 +374,3 @@ class Gpus:
         if self._placer is not None:
             self._placer.look_soon()
         return uuid
-
-    def _meant(self, verb: str, target: str) -> str:
-        """Return the UUID of what is named by UUID, by its beginning, or by index."""
-        known = {gpu.uuid: gpu.index for gpu in self.inventory.last.gpus}
-        known |= {uuid: -1 for uuid in self.quarantine.entries if uuid not in known}
-        found = [uuid for uuid, index in known.items() if uuid == target or str(index) == target]
-        found = found or [uuid for uuid in known if len(target) > len("GPU-") and uuid.startswith(target)]
-        if len(found) == 1:
-            return found[0]
-        listed = ", ".join(f"{index} ({uuid})" for uuid, index in known.items()) or "none"
-        last = self.inventory.last
-        trouble = "; ".join(text for text in (last.trouble, *last.notes) if text)
-        which = "several GPUs are" if found else "there is no GPU"
-        raise Refused(
-            f"cannot {verb} '{target}': {which} '{target}'; known are {listed}{f' ({trouble})' if trouble else ''}"
-        )

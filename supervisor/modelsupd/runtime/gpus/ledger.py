@@ -93,6 +93,12 @@ def owner(pid: int, shims: Mapping[int, str]) -> tuple[str | None, bool]:
     return None, True
 
 
+def is_gone(pid: int) -> bool:
+    """Tell whether nothing of a process is left that could hold memory."""
+    found = tree.stat(pid)
+    return found is None or found.dead
+
+
 def card(account: Account, reserve_bytes: int, trouble: str) -> Card:
     """Return a GPU as placement sees it."""
     seen = account.seen
