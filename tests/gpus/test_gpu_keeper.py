@@ -21,7 +21,7 @@ from hosts import small_gguf
 from modelsupd.core.events import Event, GpuLost, Measured
 from modelsupd.core.gpu_spec import GpusSpec, PlacementSpec
 from modelsupd.core.health import begin
-from modelsupd.core.phases import Ready, Replica
+from modelsupd.core.phases import Ready, Replica, Spawning
 from modelsupd.core.placement import Hold, Size
 from modelsupd.core.spec import Engine, ModelSpec
 from modelsupd.engines import memory
@@ -198,6 +198,60 @@ def test_a_loss_is_told_to_whoever_is_there_and_to_no_one_else(place: Path) -> N
         cards.write()
         await world.gpus.look()
         assert (world.gpus.count(), world.counted) == (3, 1)
+
+    keeping(place, cards, test)
+
+
+def test_a_lost_gpu_is_given_to_nobody_and_not_released(place: Path) -> None:
+    cards = Cards(place / "g", 8)
+
+    async def test(world: World) -> None:
+        cards.change(0, lost=True)
+        await world.gpus.inventory.read()
+        [card] = world.gpus.cards()
+        assert card.gpu.trouble == "it is lost", "as soon as it is read"
+        with pytest.raises(Refused, match="cannot release '0': it is still lost"):
+            await world.gpus.command("release", "0", "ada")
+        assert set(world.gpus.quarantine.entries) == {"GPU-0"}
+
+    keeping(place, cards, test)
+
+
+def test_a_run_that_is_only_being_spawned_is_told_of_the_loss_when_it_is_there(place: Path) -> None:
+    cards = Cards(place / "g", 8)
+
+    async def test(world: World) -> None:
+        run = world.run("GPU-0")
+        world.replicas["m/0"] = replace(run, phase=Spawning(0.0, 1, "d"))
+        cards.xid(0, 79)
+        await world.gpus.look()
+        assert world.told == []
+        world.replicas["m/0"] = run
+        await world.gpus.look()
+        assert world.told == [("m/0", GpuLost(1, "GPU 0: Xid 79"))]
+        await world.gpus.command("release", "0", "ada")
+        world.told.clear()
+        await world.gpus.look()
+        assert world.told == [], "what runs there by now came after it"
+
+    keeping(place, cards, test)
+
+
+def test_a_gpu_that_no_process_may_use_is_given_to_nobody(place: Path) -> None:
+    cards = Cards(place / "g", 8)
+    cards.set("mode", "2")
+
+    async def test(world: World) -> None:
+        [card] = world.gpus.cards()
+        assert card.gpu.trouble == "its compute mode lets no process use it"
+        cards.set("mode", "3")
+        await world.gpus.look()
+        [card] = world.gpus.cards()
+        assert (card.gpu.exclusive, card.gpu.part, card.gpu.trouble) == (True, False, "")
+        cards.set("mode", "0")
+        cards.change(0, mig=1)
+        await world.gpus.look()
+        assert [(card.gpu.exclusive, card.gpu.part) for card in world.gpus.cards()] == [(False, True)]
 
     keeping(place, cards, test)
 

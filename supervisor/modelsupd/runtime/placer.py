@@ -22,8 +22,8 @@ RETELL_S = 60.0
 class Placer:
     """Gives GPUs to the replicas that wait for some.
 
-    `replicas` returns what is published, `cards` the GPUs as last seen, `put` hands a replica an event. What is told
-    (`Beside`) to a replica that is at rest must be published when `put` returns.
+    `replicas` returns what is published, `cards` the GPUs as last seen, `put` hands a replica an event, `unread` says
+    why GPUs may be missing. What is told (`Beside`) to a replica that is at rest must be published when `put` returns.
     """
 
     def __init__(
@@ -31,9 +31,10 @@ class Placer:
         replicas: Callable[[], Mapping[str, Replica]],
         cards: Callable[[], Sequence[Card]],
         put: Callable[[str, Event], None],
+        unread: Callable[[], str] = str,
     ) -> None:
         """Give nothing yet; must be called with the event loop running."""
-        self._replicas, self._cards, self._put = replicas, cards, put
+        self._replicas, self._cards, self._put, self._unread = replicas, cards, put, unread
         self._loop = asyncio.get_running_loop()
         self._granted: dict[str, tuple[int, Hold]] = {}
         self._telling: dict[str, tuple[str, str]] = {}
@@ -70,15 +71,17 @@ class Placer:
     def _decide(self) -> bool:
         replicas = self._replicas()
         self._forget(replicas)
-        answer = allot(replicas, {name: hold for name, (_run, hold) in self._granted.items()}, self._cards())
+        cards = self._cards()
+        answer = allot(replicas, {name: hold for name, (_run, hold) in self._granted.items()}, cards)
         told = False
         for name, event in answer.beside.items():
             told = self._tell(name, replicas[name].beside, event) or told
         for name, placed in answer.placed.items():
             self._granted[name] = placed.run, placed.hold
             self._put(name, placed)
+        unread = self._unread()
         for name, why in answer.waiting.items():
-            self._say(replicas[name], why)
+            self._say(replicas[name], f"{why} ({unread})" if unread and not cards else why)
         return told or bool(answer.placed)
 
     def _forget(self, replicas: Mapping[str, Replica]) -> None:
