@@ -15,6 +15,7 @@ Facts come from running the pinned version on CPU and from its sources. Five of 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -262,10 +263,10 @@ def _refusal(key: str, value: Argument) -> str | None:
     short_of = next((name for name in flags.OWNED if name.startswith(base)), None)
     if short_of and base not in flags.WHOLE:
         return f"would be taken for '{short_of}', which cannot be set here: {flags.OWNED[short_of]}"
-    return _value_refusal(value)
+    return _value_refusal(value, nested="." in key)
 
 
-def _value_refusal(value: Argument) -> str | None:
+def _value_refusal(value: Argument, *, nested: bool) -> str | None:
     """Return why a value cannot be passed on a command line."""
     values = value if isinstance(value, tuple) else (value,)
     if not values:
@@ -274,6 +275,8 @@ def _value_refusal(value: Argument) -> str | None:
         return "holds a NUL byte"
     if any(isinstance(item, float) and not math.isfinite(item) for item in values):
         return "must be a finite number"
+    if isinstance(value, tuple) and not nested and any(str(item).startswith("-") for item in value):
+        return "holds a value that begins with '-', which in a list is taken for a flag"
     return None
 
 
@@ -285,10 +288,13 @@ def _words(key: str, value: Argument) -> list[str]:
         if dot:
             return [flag, str(value).lower()]
         return [flag] if value else ["--no-" + flag.removeprefix("--")]
+    if isinstance(value, tuple) and dot:
+        # Of a nested flag the parser takes one word: JSON, or for `x.y+` what is between commas.
+        value = ",".join(map(str, value)) if rest.endswith("+") else json.dumps(value)
     if isinstance(value, tuple):
         return [flag, *map(str, value)]
-    # Else a text that begins with a dash would be taken for a flag.
-    return [f"{flag}={value}"] if isinstance(value, str) and value.startswith("-") else [flag, str(value)]
+    # Else what begins with a dash would be taken for a flag; so is -0.5, for its dot, by the parser of nested ones.
+    return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
 
 
 # Answers
