@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -139,6 +140,25 @@ def test_what_is_refused_in_args(args: dict[str, Argument], setting: str, why: s
     found = refused(spec(args))
     assert list(found) == [setting]
     assert why in found[setting]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "args", "needed"),
+    [
+        (2, {"tensor_parallel_size": 4}, "must be 4, by args.tensor_parallel_size = 4"),
+        (
+            ("GPU-a", "GPU-b"),
+            {"tensor_parallel_size": 2, "data-parallel-size": "2"},
+            "must be 4, by args.tensor_parallel_size = 2 times args.data_parallel_size = 2",
+        ),
+        (4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, ""),
+        (2, {"tensor_parallel_size": "two"}, ""),  # vLLM will say so
+        (0, {"tensor_parallel_size": 2}, ""),  # on CPU
+        (2, {}, ""),
+    ],
+)
+def test_gpus_are_as_many_as_the_flags_say(gpus: int | tuple[str, ...], args: dict[str, Argument], needed: str) -> None:
+    assert refused(replace(spec(args), gpus=gpus)) == ({"gpus": needed} if needed else {})
 
 
 def test_flags_that_an_owned_one_begins_with_are_ones_own() -> None:

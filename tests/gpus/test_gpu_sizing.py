@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import gguf_models
+import tiny_llama
 from core.samples import SPEC
 from hosts import small_gguf
 from modelsupd.core.gpu_spec import PlacementSpec
 from modelsupd.core.placement import Size
-from modelsupd.core.spec import Engine, ModelSpec
+from modelsupd.core.spec import Argument, Engine, ModelSpec
 from modelsupd.engines import memory
 from modelsupd.engines.base import Files, base_env, common_problems
 from modelsupd.runtime.gpus.sizing import size_of
@@ -53,16 +54,40 @@ def test_what_cannot_be_told_is_none(place: Path) -> None:
 
 
 def test_vllm_takes_what_it_is_told_to() -> None:
-    for args, expected in (
-        ({}, (0.92, None)),
-        ({"gpu_memory_utilization": 0.5}, (0.5, None)),
-        ({"gpu-memory-utilization": "0.5"}, (0.5, None)),
-        ({"device_memory_utilization": 0.25}, (0.25, None)),
-        ({"kv_cache_memory_bytes": 1024}, (0.92, 1024)),
-        ({"gpu_memory_utilization": "much"}, (0.92, None)),
-        ({"gpu_memory_utilization": True}, (0.92, None)),
-    ):
+    cases: list[tuple[dict[str, Argument], tuple[float, int | None, int]]] = [
+        ({}, (0.92, None, 1)),
+        ({"gpu_memory_utilization": 0.5}, (0.5, None, 1)),
+        ({"gpu-memory-utilization": "0.5"}, (0.5, None, 1)),
+        ({"device_memory_utilization": 0.25}, (0.25, None, 1)),
+        ({"kv_cache_memory_bytes": 1024}, (0.92, 1024, 1)),
+        ({"kv_cache_memory_bytes": "2G"}, (0.92, 2 * 1024**3, 1)),
+        ({"kv_cache_memory_bytes": "1.5g"}, (0.92, 1_500_000_000, 1)),
+        ({"kv_cache_memory_bytes": "2 apples"}, (0.92, None, 1)),
+        ({"gpu_memory_utilization": "much"}, (0.92, None, 1)),
+        ({"gpu_memory_utilization": True}, (0.92, None, 1)),
+        # What vLLM refuses must not keep all others from being placed.
+        ({"gpu_memory_utilization": "nan"}, (0.92, None, 1)),
+        ({"gpu_memory_utilization": "inf"}, (0.92, None, 1)),
+        ({"gpu_memory_utilization": 90}, (0.92, None, 1)),
+        ({"data_parallel_size": 2, "prefill-context-parallel-size": "2"}, (0.92, None, 4)),
+        ({"tensor_parallel_size": 2, "data_parallel_size": "x"}, (0.92, None, 1)),
+    ]
+    for args, expected in cases:
         assert memory.of_vllm(ModelSpec(engine=Engine.COMMAND, args=args)) == expected, args
+
+
+def test_with_a_cache_of_a_given_size_vllm_takes_that_and_the_weights(place: Path) -> None:
+    tiny_llama.write(place / "tiny")
+    files = Files(weights=str(place / "tiny"))
+    facts = describe({path.name: path for path in (place / "tiny").iterdir()})
+    assert facts is not None
+    assert facts.weights_bytes
+    args: dict[str, Argument] = {"kv_cache_memory_bytes": 1000}
+    spread = ModelSpec(engine=Engine.VLLM, weights="/m", gpus=2, args=args)
+    assert size_of(spread, files) == Size(facts.weights_bytes + 2000, estimated=True)
+    copied = replace(spread, args=args | {"data_parallel_size": 2})
+    assert size_of(copied, files) == Size(2 * facts.weights_bytes + 2000, estimated=True), "each has all weights"
+    assert size_of(replace(spread, args={}), files) == Size(share=0.92)
 
 
 # What an engine is shown

@@ -141,6 +141,7 @@ class VllmAdapter:
         if spec.binary:
             found.append(Problem(("binary",), spec.binary, "is not for this engine, a Python package: set 'python'"))
         found += _beside_problems(spec)
+        found += _parallel_problems(spec)
         seen = set[str]()
         for key, value in spec.args.items():
             why = "is given twice, with '-' and with '_'" if _key(key) in seen else _refusal(_key(key), value)
@@ -245,6 +246,17 @@ def _beside_problems(spec: ModelSpec) -> Iterator[Problem]:
         yield Problem(("lora",), spec.lora, why)
     if spec.lora_scales:
         yield Problem(("lora_scales",), spec.lora_scales, "is not for this engine, which has no such scales")
+
+
+def _parallel_problems(spec: ModelSpec) -> Iterator[Problem]:
+    """Yield what is wrong with the number of GPUs, where [args] say how a model is spread over them."""
+    given = {_key(key): value for key, value in spec.args.items()}
+    sizes = {name: str(given[name]) for name in flags.PARALLEL if name in given}
+    if gpu_count(spec) and sizes and all(size.isdecimal() for size in sizes.values()):
+        needed = math.prod(map(int, sizes.values()))
+        if needed != gpu_count(spec):
+            said = " times ".join(f"args.{name} = {size}" for name, size in sizes.items())
+            yield Problem(("gpus",), spec.gpus, f"must be {needed}, by {said}")
 
 
 def _refusal(key: str, value: Argument) -> str | None:
