@@ -37,10 +37,15 @@ class OnDemand:
         self._placer: Placer | None = None
         self._cards: Callable[[], Sequence[Card]] = tuple
 
-    def placer(self, cards: Callable[[], Sequence[Card]]) -> Placer:
-        """Return who decides; `cards` returns the GPUs as last seen. Must be called with the event loop running."""
+    def placer(self, cards: Callable[[], Sequence[Card]], unread: Callable[[], str]) -> Placer:
+        """Return who decides; `cards` returns the GPUs as last seen, `unread` why some may be missing.
+
+        Must be called with the event loop running.
+        """
         self._cards = cards
-        self._placer = Placer(self._replicas, cards, self._put, usage=self._usage, on_closed=self._on_closed)
+        self._placer = Placer(
+            self._replicas, cards, self._put, unread=unread, usage=self._usage, on_closed=self._on_closed
+        )
         return self._placer
 
     @property

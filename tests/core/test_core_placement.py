@@ -109,6 +109,22 @@ def test_nobody_runs_beside_an_exclusive_run() -> None:
     assert found.waiting == {"a/0": "GPU 0: b/0 has it for itself"}
 
 
+def test_where_the_driver_lets_one_process_in_there_is_one_run() -> None:
+    one = gpus(8, exclusive=True)
+    found = place(one, [], [claim("a/0"), claim("b/0")])
+    assert where(found) == {"a/0": [0]}
+    assert found.waiting == {"b/0": "GPU 0: its compute mode lets one process use it, and a/0 runs there"}
+    assert place(one, [held("x/0", 0)], [claim()]).placed == {}
+
+
+def test_a_replica_on_several_gpus_gets_no_mig_devices() -> None:
+    parts = gpus(8, 8, part=True)
+    assert where(place(parts, [], [claim()])) == {"a/0": [0]}
+    words = "needs 2 GPUs, 0 of 2 fit: GPU 0 and GPU 1: it is a MIG device, and no process sees two of them"
+    assert place(parts, [], [claim(count=2)]).waiting == {"a/0": words}
+    assert place(parts, [], [claim(uuids=("GPU-0", "GPU-1"))]).placed == {}
+
+
 def test_models_are_kept_apart_whichever_of_them_asks_for_it() -> None:
     apart = frozenset({"a"})
     assert where(place(gpus(9, 8), [held("a/0", 0)], [claim("a/1", apart=apart)])) == {"a/1": [1]}
@@ -200,6 +216,8 @@ def cases(draw: st.DrawFn, most_gpus: int = 3, most_claims: int = 4) -> tuple[li
             foreign_bytes=draw(st.sampled_from([0, 0, 1, 2])) * GIB,
             reserve_bytes=draw(st.sampled_from([0, 0, 1])) * GIB,
             vendor=draw(st.sampled_from(["nvidia", "nvidia", "amd"])),
+            exclusive=draw(st.sampled_from([False, False, False, True])),
+            part=draw(st.sampled_from([False, False, False, True])),
         )
         for gpu in gpus(*sizes)
     ]
@@ -258,6 +276,8 @@ def wrong(  # noqa: C901, PLR0911, PLR0912 - every rule once, in one place, so t
             return f"{each.name} on {chosen}"
         if len({by_uuid[uuid].vendor for uuid in chosen}) != 1 and not each.uuids:
             return f"{each.name} on two vendors"
+        if len(chosen) > 1 and any(by_uuid[uuid].part for uuid in chosen):
+            return f"{each.name} on MIG devices"
         for uuid in chosen:
             size = max(each.bytes, -int(-each.share * by_uuid[uuid].total_bytes // 1))
             on[uuid].append((each.name, each.model, size, each.exclusive, each.apart))
@@ -267,7 +287,7 @@ def wrong(  # noqa: C901, PLR0911, PLR0912 - every rule once, in one place, so t
             return f"{uuid} is in trouble"
         if sum(size for _, _, size, _, _ in there) > gpu.total_bytes - gpu.reserve_bytes - gpu.foreign_bytes:
             return f"{uuid} is over-committed"
-        if len(there) > 1 and any(exclusive for _, _, _, exclusive, _ in there):
+        if len(there) > 1 and (gpu.exclusive or any(exclusive for _, _, _, exclusive, _ in there)):
             return f"{uuid} is shared"
         for (one, model, *_), (other, _, _, _, apart) in itertools.permutations(there, 2):
             if model in apart and {one, other} & set(placed):

@@ -61,10 +61,11 @@ def test_each_replica_gets_a_gpu_and_sees_no_other(place: Path, folder: Path) ->
 
 def test_what_does_not_fit_waits_says_why_and_starts_when_there_is_room(place: Path, folder: Path) -> None:
     cards = Cards(folder, 8)
-    models = [cards.model(name, placement=FIVE) for name in ("a", "b")]
+    models = cards.model("a", placement=FIVE), cards.model("b", placement=FIVE, extra='start = "manual"')
     with host(place, cards.config(*models)) as daemon:
         first = daemon.until_phase("ready", name="a/0")
-        waiting = daemon.until_phase("waiting", name="b/0")
+        assert daemon.run("start", "--no-wait", "b").returncode == 0
+        daemon.until_phase("waiting", name="b/0")
         until(lambda: "claimed by a/0" in daemon.replica("b/0")["reason"])
         waiting = daemon.replica("b/0")
         assert "needs 5.0 GiB, 3.0 GiB of 8.0 GiB left (5.0 GiB claimed by a/0)" in waiting["reason"]
@@ -274,9 +275,10 @@ def test_one_load_at_a_time_on_a_gpu_and_no_stop_beside_it(place: Path, folder: 
 @pytest.mark.real
 def test_the_next_daemon_knows_what_its_runs_hold(place: Path, folder: Path) -> None:
     cards = Cards(folder, 8)
-    models = [cards.model(name, placement=FIVE) for name in ("a", "b")]
+    models = cards.model("a", placement=FIVE), cards.model("b", placement=FIVE, extra='start = "manual"')
     with host(place, cards.config(*models)) as daemon:
         first = daemon.until_phase("ready", name="a/0")
+        assert daemon.run("start", "--no-wait", "b").returncode == 0
         daemon.until_phase("waiting", name="b/0")
         daemon.stop(signal.SIGKILL)
         daemon.start()
@@ -305,7 +307,7 @@ def test_a_host_without_a_driver_says_so(place: Path) -> None:
     cards = Cards(place / "cards")
     (place / "cards" / "libnvidia-ml.so.1").unlink()
     with host(place, cards.config(cards.model("m"))) as daemon:
-        until(lambda: "needs a GPU, and there is none" in daemon.replica()["reason"])
+        until(lambda: "needs a GPU, and there is none (nvidia: " in daemon.replica()["reason"])
         listed = daemon.run("gpu", "list")
         assert "nvidia: " in listed.stdout
         assert listed.returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -86,7 +87,11 @@ def test_a_cache_whose_size_is_said_gets_no_other(flag: str) -> None:
         ({"speculative_config.method": "ngram"}, "--speculative-config.method ngram"),
         ({"kernel_config.enable_x": False}, "--kernel-config.enable_x false"),
         ({"lora_modules": ("a=/a", "b=/b")}, "--lora-modules a=/a b=/b"),
-        ({"seed": -1, "gpu_memory_utilization": 0.5}, "--seed -1 --gpu-memory-utilization 0.5"),
+        ({"seed": -1, "gpu_memory_utilization": 0.5}, "--seed=-1 --gpu-memory-utilization 0.5"),
+        ({"rope_theta": -0.5, "x.y": -0.5}, "--rope-theta=-0.5 --x.y=-0.5"),
+        ({"compilation_config.cudagraph_capture_sizes": (1, 2)}, "--compilation-config.cudagraph_capture_sizes [1, 2]"),
+        ({"compilation_config.custom_ops": ("-a", "b")}, '--compilation-config.custom_ops ["-a", "b"]'),
+        ({"compilation_config.custom_ops+": ("-a", "b")}, "--compilation-config.custom_ops+=-a,b"),
         ({"chat_template": "-x"}, "--chat-template=-x"),
         ({"data_parallel_size": 2}, "--api-server-count 1 --data-parallel-size 2"),
     ],
@@ -126,6 +131,7 @@ def test_several_gpus_are_one_engine_unless_it_is_said_how() -> None:
         ({"config.x": 5}, "args.config.x", "models.toml says what there is to say"),
         ({"max_model_len": 5, "max-model-len": 6}, "args.max-model-len", "is given twice"),
         ({"lora_modules": ()}, "args.lora_modules", "is an empty list"),
+        ({"lora_modules": ("a=b", "-x")}, "args.lora_modules", "in a list is taken for a flag"),
         ({"chat_template": "a\0"}, "args.chat_template", "holds a NUL byte"),
         ({"gpu_memory_utilization": math.nan}, "args.gpu_memory_utilization", "must be a finite number"),
     ],
@@ -134,6 +140,25 @@ def test_what_is_refused_in_args(args: dict[str, Argument], setting: str, why: s
     found = refused(spec(args))
     assert list(found) == [setting]
     assert why in found[setting]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "args", "needed"),
+    [
+        (2, {"tensor_parallel_size": 4}, "must be 4, by args.tensor_parallel_size = 4"),
+        (
+            ("GPU-a", "GPU-b"),
+            {"tensor_parallel_size": 2, "data-parallel-size": "2"},
+            "must be 4, by args.tensor_parallel_size = 2 times args.data_parallel_size = 2",
+        ),
+        (4, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, ""),
+        (2, {"tensor_parallel_size": "two"}, ""),  # vLLM will say so
+        (0, {"tensor_parallel_size": 2}, ""),  # on CPU
+        (2, {}, ""),
+    ],
+)
+def test_gpus_are_as_many_as_the_flags_say(gpus: int | tuple[str, ...], args: dict[str, Argument], needed: str) -> None:
+    assert refused(replace(spec(args), gpus=gpus)) == ({"gpus": needed} if needed else {})
 
 
 def test_flags_that_an_owned_one_begins_with_are_ones_own() -> None:
@@ -331,6 +356,25 @@ def test_a_help_text_is_read() -> None:
         "uds": Flag(value=True, bare=False),
     }
     assert vllm_help.read("Traceback\n  File x\n") == {}
+
+
+@pytest.mark.parametrize("metavars", ["each", "last"])
+def test_a_value_is_told_after_each_name_or_since_python_3_13_after_the_last(metavars: str) -> None:
+    heads = {
+        "each": "  --tensor-parallel-size N, -tp N\n  --a-share F, --b-share F\n  --opt [{a,b}], -o [{a,b}]\n",
+        "last": "  --tensor-parallel-size, -tp N\n  --a-share, --b-share F\n  --opt, -o [{a,b}]\n",
+    }
+    switches = "  --enforce-eager, --no-enforce-eager\n  --headless, -hl     run headless\n"
+    valued, switch = Flag(value=True, bare=False), Flag(value=False, bare=True)
+    assert vllm_help.read(heads[metavars] + switches) == {
+        "tensor_parallel_size": valued,
+        "a_share": valued,
+        "b_share": valued,
+        "opt": Flag(value=True, bare=True),
+        "enforce_eager": switch,
+        "no_enforce_eager": switch,
+        "headless": switch,
+    }
 
 
 @pytest.mark.parametrize(

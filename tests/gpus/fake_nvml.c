@@ -5,6 +5,7 @@
  *   alloc/     PID.UUID holds the bytes that a process has; they count while it lives, or while `linger` is there
  *   linger     memory of the dead stays: `listed` with its process, `hidden` without
  *   xids       one line an error: uuid number; each is told once
+ *   broken     not even the number of GPUs is told         mode       the compute mode of every GPU
  *   hang       nothing answers while this is there          delay_ms   every look takes so long
  *   sizeless   processes are told, what they use is not     silent     not even the processes are told
  */
@@ -20,7 +21,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, TIMEOUT = 10, LOST = 15 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 3, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, TIMEOUT = 10, LOST = 15, DRIVER_MISMATCH = 18 };
 
 struct gpu { char uuid[96]; unsigned long long total, base; int lost, ecc, celsius, clocks, pending, failure, mig; char name[96]; };
 struct process { unsigned pid; unsigned long long used; unsigned gi, ci; };
@@ -135,6 +136,7 @@ const char *nvmlErrorString(int code) { return code == LOST ? "GPU is lost" : "a
 int nvmlDeviceGetCount_v2(unsigned *count) {
     struct gpu all[64];
     slowly();
+    if (there("broken")) return DRIVER_MISMATCH;
     *count = (unsigned)read_gpus(all);
     return SUCCESS;
 }
@@ -223,6 +225,15 @@ int nvmlDeviceGetRemappedRows(void *handle, unsigned *corrected, unsigned *uncor
     *pending = (unsigned)g.pending;
     *failure = (unsigned)g.failure;
     return SUCCESS;
+}
+
+int nvmlDeviceGetComputeMode(void *handle, int *mode) {
+    FILE *file = fopen(beside("mode"), "r");
+    (void)handle;
+    if (!file) return NOT_SUPPORTED;
+    int read = fscanf(file, "%d", mode);
+    fclose(file);
+    return read == 1 ? SUCCESS : NOT_SUPPORTED;
 }
 
 int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {

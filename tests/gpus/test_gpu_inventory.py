@@ -15,8 +15,8 @@ from fake_gpus import GIB, Cards
 from hosts import alive
 from modelsupd.core.gpu_spec import GpusSpec
 from modelsupd.runtime.gpus import amd
-from modelsupd.runtime.gpus.inventory import Inventory, Look
-from modelsupd.runtime.gpus.reading import AMD, Reading, Seen, read, written
+from modelsupd.runtime.gpus.inventory import Inventory, Look, with_missing
+from modelsupd.runtime.gpus.reading import AMD, EXCLUSIVE, PROHIBITED, Reading, Seen, read, written
 from waiting import until
 
 Test = Callable[[Inventory], Coroutine[Any, Any, None]]
@@ -88,6 +88,68 @@ def test_mig_devices_stand_for_their_gpu(place: Path) -> None:
         ]
         cards.change(0, mig=1)
         assert [part.uuid for part in (await inventory.read()).gpus] == ["MIG-0-0"], "taken away, not lost"
+
+    looking(cards, test)
+
+
+@pytest.mark.parametrize("new_reader", [False, True])
+def test_mig_devices_of_a_lost_gpu_are_lost(place: Path, *, new_reader: bool) -> None:
+    cards = Cards(place / "g", 8)
+    cards.change(0, mig=2)
+
+    async def test(inventory: Inventory) -> None:
+        await inventory.read()
+        cards.change(0, lost=True)
+        if new_reader:  # which has never seen them
+            [pid] = inventory.pids()
+            os.kill(pid, 9)
+            until(lambda: not alive(pid))
+            await inventory.read()
+        look = await inventory.read()
+        assert [(part.uuid, part.lost, part.total_bytes) for part in look.gpus] == [
+            ("MIG-0-0", True, 4 * GIB),
+            ("MIG-0-1", True, 4 * GIB),
+        ]
+
+    looking(cards, test)
+
+
+def test_a_gpu_in_mig_mode_without_a_device_is_not_lost() -> None:
+    told = {gpu: Seen(uuid=gpu, index=0, name="x", parent=None if gpu == "G" else "G") for gpu in ("G", "M")}
+    for before in told.values():
+        assert with_missing([before], Reading(divided=("G",))) == ()
+        [gone] = with_missing([before], Reading())
+        assert gone.lost
+
+
+def test_a_driver_that_tells_of_nothing_any_more_has_lost_nothing(place: Path) -> None:
+    cards = Cards(place / "g", 8, 8)
+
+    async def test(inventory: Inventory) -> None:
+        first = await inventory.read()
+        pids = inventory.pids()
+        cards.set("broken")
+        for _ in range(2):
+            look = await inventory.read()
+            assert (look.gpus, look.at) == (first.gpus, first.at)
+            assert look.trouble.startswith("nvidia: ")
+        cards.set("broken", None)
+        assert (await inventory.read()).trouble == ""
+        assert not pids & inventory.pids(), "another process has loaded the library anew"
+
+    looking(cards, test)
+
+
+def test_compute_modes_and_what_cannot_be_read_are_told(place: Path) -> None:
+    cards = Cards(place / "g", 8, 8)
+    cards.change(1, lost=True)
+
+    async def test(inventory: Inventory) -> None:
+        for mode, told in (("3", EXCLUSIVE), ("2", PROHIBITED), ("0", "")):
+            cards.set("mode", mode)
+            look = await inventory.read()
+            assert [gpu.mode for gpu in look.gpus] == [told]
+            assert look.notes == ("nvidia: GPU 1: GPU is lost",)
 
     looking(cards, test)
 
@@ -194,7 +256,7 @@ def test_without_a_driver_there_are_no_gpus_and_a_note(place: Path) -> None:
 
 def test_what_is_written_is_what_is_read() -> None:
     seen = Seen(uuid="GPU-0", index=0, name="x", processes=((1, 2), (3, None)), xids=(79,), notes=("hot",))
-    told = Reading((seen, Seen(uuid="GPU-1", index=1, name="y", lost=True)), ("nvidia: none",))
+    told = Reading((seen, Seen(uuid="GPU-1", index=1, name="y", lost=True)), ("nvidia: none",), ("nvidia",), ("GPU-2",))
     assert read(written(told)) == told
     for line in (b"", b"{}", b'{"gpus": [{}], "notes": []}', b'{"gpus": [{"xids": [], "notes": [], "x": 1}]}'):
         with pytest.raises(ValueError):  # noqa: PT011 - whatever it says, it is one error

@@ -1,10 +1,12 @@
-"""What is kept of GPUs across daemons, what is told of them, and how much of them a run will take."""
+"""What is kept of GPUs across daemons, and what is told of them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,24 +14,18 @@ from typing import Any
 
 import pytest
 
-import gguf_models
-from core.samples import ON_GPU, SPEC, process, replica
+from core.samples import ON_GPU, process, replica
 from fake_gpus import GIB, Cards
-from hosts import small_gguf
 from modelsupd.core.events import Event, GpuLost, Measured
-from modelsupd.core.gpu_spec import GpusSpec, PlacementSpec
+from modelsupd.core.gpu_spec import GpusSpec
 from modelsupd.core.health import begin
-from modelsupd.core.phases import Ready, Replica
-from modelsupd.core.placement import Hold, Size
-from modelsupd.core.spec import Engine, ModelSpec
-from modelsupd.engines import memory
-from modelsupd.engines.base import Files, base_env, common_problems
+from modelsupd.core.phases import Ready, Replica, Spawning
+from modelsupd.core.placement import Hold
 from modelsupd.errors import Refused
 from modelsupd.runtime.gpus.keeper import Gpus
 from modelsupd.runtime.gpus.quarantine import Entry, Kind, Quarantine
-from modelsupd.runtime.gpus.sizing import size_of
+from modelsupd.runtime.identity import boot_id
 from modelsupd.runtime.placer import Placer
-from modelsupd.weights.claim import Use, claim, describe
 
 WHY = Entry(kind=Kind.MEMORY, why="3 GiB", since="2026-01-01T00:00:00+00:00", pids=(5,), bytes=7)
 
@@ -45,7 +41,8 @@ def test_quarantine_outlives_its_keeper(place: Path) -> None:
     saved(first)
     assert json.loads((place / "gpus.json").read_text())["v"] == 1
     again = Quarantine(place)
-    assert again.entries == {"GPU-0": WHY, "GPU-1": replace(WHY, kind=Kind.LOST)}
+    boot = boot_id()
+    assert again.entries == {"GPU-0": replace(WHY, boot=boot), "GPU-1": replace(WHY, kind=Kind.LOST, boot=boot)}
     assert again.release("GPU-0", "back")
     assert not again.release("GPU-0", "back")
     saved(again)
@@ -59,8 +56,36 @@ def test_what_a_person_said_stays_and_the_same_is_not_said_twice(place: Path) ->
     quarantine.put("GPU-0", replace(WHY, since="later"))
     assert quarantine.entries["GPU-0"].since == WHY.since
     quarantine.put("GPU-0", replace(WHY, kind=Kind.OPERATOR, why="mine"))
-    quarantine.put("GPU-0", replace(WHY, kind=Kind.LOST))
+    quarantine.put("GPU-0", replace(WHY, kind=Kind.STUCK))
     assert quarantine.entries["GPU-0"].why == "mine"
+    for _ in range(2):
+        quarantine.put("GPU-0", replace(WHY, kind=Kind.LOST, why="lost"))
+    assert (quarantine.entries["GPU-0"].kind, quarantine.entries["GPU-0"].why) == (Kind.OPERATOR, "mine; lost")
+
+
+@pytest.mark.parametrize("stronger", [Kind.LOST, Kind.HARDWARE])
+@pytest.mark.parametrize("weaker", [Kind.MEMORY, Kind.STUCK])
+def test_a_gpu_that_is_broken_stays_so_when_memory_is_late_there(place: Path, stronger: Kind, weaker: Kind) -> None:
+    quarantine = Quarantine(place)
+    quarantine.put("GPU-0", replace(WHY, kind=weaker))
+    quarantine.put("GPU-0", replace(WHY, kind=stronger, why="Xid 79"))
+    quarantine.put("GPU-0", replace(WHY, kind=weaker))
+    assert (quarantine.entries["GPU-0"].kind, quarantine.entries["GPU-0"].why) == (stronger, "Xid 79")
+
+
+def test_what_is_known_by_processes_ends_with_their_boot(place: Path) -> None:
+    first = Quarantine(place)
+    for number, kind in enumerate(Kind):
+        # Of another boot, a pid that somebody has by now.
+        first.put(f"GPU-{number}", replace(WHY, kind=kind, pids=(os.getpid(),)))
+    saved(first)
+    file = place / "gpus.json"
+    file.write_text(file.read_text().replace(boot_id(), "another"))
+    again = Quarantine(place)
+    assert {entry.kind for entry in again.entries.values()} == {Kind.LOST, Kind.HARDWARE, Kind.OPERATOR}
+    assert list(again.changes) == [
+        f"GPU GPU-{number} out of quarantine: the machine was restarted" for number in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"quarantined": {"GPU-0": {"kind": "x", "pids": []}}}', "[1]"])
@@ -98,7 +123,9 @@ class World:
             wanted=lambda: True,
             replicas=self.published,
             put=lambda name, event: self.told.append((name, event)),
-            placing=lambda seen: Placer(self.published, seen, lambda name, event: self.told.append((name, event))),
+            placing=lambda seen, unread: Placer(
+                self.published, seen, lambda name, event: self.told.append((name, event)), unread=unread
+            ),
             counted=self.count,
             note=self.note,
         )
@@ -171,6 +198,60 @@ def test_a_loss_is_told_to_whoever_is_there_and_to_no_one_else(place: Path) -> N
     keeping(place, cards, test)
 
 
+def test_a_lost_gpu_is_given_to_nobody_and_not_released(place: Path) -> None:
+    cards = Cards(place / "g", 8)
+
+    async def test(world: World) -> None:
+        cards.change(0, lost=True)
+        await world.gpus.inventory.read()
+        [card] = world.gpus.cards()
+        assert card.gpu.trouble == "it is lost", "as soon as it is read"
+        with pytest.raises(Refused, match="cannot release '0': it is still lost"):
+            await world.gpus.command("release", "0", "ada")
+        assert set(world.gpus.quarantine.entries) == {"GPU-0"}
+
+    keeping(place, cards, test)
+
+
+def test_a_run_that_is_only_being_spawned_is_told_of_the_loss_when_it_is_there(place: Path) -> None:
+    cards = Cards(place / "g", 8)
+
+    async def test(world: World) -> None:
+        run = world.run("GPU-0")
+        world.replicas["m/0"] = replace(run, phase=Spawning(0.0, 1, "d"))
+        cards.xid(0, 79)
+        await world.gpus.look()
+        assert world.told == []
+        world.replicas["m/0"] = run
+        await world.gpus.look()
+        assert world.told == [("m/0", GpuLost(1, "GPU 0: Xid 79"))]
+        await world.gpus.command("release", "0", "ada")
+        world.told.clear()
+        await world.gpus.look()
+        assert world.told == [], "what runs there by now came after it"
+
+    keeping(place, cards, test)
+
+
+def test_a_gpu_that_no_process_may_use_is_given_to_nobody(place: Path) -> None:
+    cards = Cards(place / "g", 8)
+    cards.set("mode", "2")
+
+    async def test(world: World) -> None:
+        [card] = world.gpus.cards()
+        assert card.gpu.trouble == "its compute mode lets no process use it"
+        cards.set("mode", "3")
+        await world.gpus.look()
+        [card] = world.gpus.cards()
+        assert (card.gpu.exclusive, card.gpu.part, card.gpu.trouble) == (True, False, "")
+        cards.set("mode", "0")
+        cards.change(0, mig=1)
+        await world.gpus.look()
+        assert [(card.gpu.exclusive, card.gpu.part) for card in world.gpus.cards()] == [(False, True)]
+
+    keeping(place, cards, test)
+
+
 def test_of_several_gpus_the_one_that_is_lost_is_blamed(place: Path) -> None:
     cards = Cards(place / "g", 8, 8)
 
@@ -210,6 +291,9 @@ def test_whose_memory_is_back_cannot_be_told_by_a_driver_that_hangs(place: Path)
 
 def test_what_cannot_be_killed_keeps_its_gpus_until_it_is_gone(place: Path) -> None:
     cards = Cards(place / "g", 8)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    zombie = child.pid
+    os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)  # nobody reaps it yet, and it holds nothing any more
 
     async def test(world: World) -> None:
         await world.gpus.stuck(world.run("GPU-0"), 1, (os.getpid(), 2**22 + 1))
@@ -219,11 +303,12 @@ def test_what_cannot_be_killed_keeps_its_gpus_until_it_is_gone(place: Path) -> N
         assert "cannot be killed" in world.gpus.quarantine.entries["GPU-0"].why
         await world.gpus.command("release", "GPU-0", "ada")
         assert world.notes[1:] == ["GPU GPU-0 out of quarantine: released by ada"]
-        await world.gpus.stuck(world.run("GPU-0"), 1, (2**22 + 1,))
+        await world.gpus.stuck(world.run("GPU-0"), 1, (2**22 + 1, zombie))
         await world.gpus.look()
         assert world.gpus.quarantine.entries == {}
 
     keeping(place, cards, test)
+    child.wait()
 
 
 def test_a_gpu_is_named_by_index_uuid_or_its_beginning(place: Path) -> None:
@@ -254,7 +339,7 @@ def test_replicas_per_gpu_are_counted_and_kept_where_that_cannot_be(place: Path)
             wanted=lambda: True,
             replicas=dict,
             put=lambda _name, _event: None,
-            placing=lambda seen: Placer(dict, seen, lambda _name, _event: None),
+            placing=lambda seen, unread: Placer(dict, seen, lambda _name, _event: None, unread=unread),
             counted=lambda: None,
             note=world.note,
         )
@@ -274,74 +359,3 @@ def test_nothing_is_placed_after_the_end() -> None:
         await asyncio.sleep(0)
 
     asyncio.run(main())
-
-
-# Sizes
-
-
-def model(engine: Engine, **args: Any) -> ModelSpec:  # noqa: ANN401 - the engine's own flags
-    return ModelSpec(engine=engine, weights="/m.gguf", gpus=1, args=args)
-
-
-def test_llama_takes_what_its_headers_tell(place: Path) -> None:
-    path = gguf_models.write(place / "m.gguf", gguf_models.Model())
-    files = Files(weights=str(path))
-    found = size_of(model(Engine.LLAMA_CPP, ctx_size=512), files)
-    facts = describe({path.name: path})
-    assert facts is not None
-    assert found is not None
-    assert found == Size(claim(facts, Use(context=512)).vram_bytes or 0, estimated=True)
-    assert found.bytes > path.stat().st_size / 2
-    assert size_of(model(Engine.LLAMA_CPP, ctx_size=512, gpu_layers=0), files) == Size(0, estimated=True)
-    extra = place / "mmproj.gguf"
-    extra.write_bytes(bytes(100))
-    with_more = size_of(model(Engine.LLAMA_CPP, ctx_size=512), replace(files, mmproj=str(extra)))
-    assert with_more == Size(found.bytes + 100, estimated=True)
-
-
-def test_what_cannot_be_told_is_none(place: Path) -> None:
-    (place / "m.gguf").write_bytes(small_gguf())
-    files = Files(weights=str(place / "m.gguf"))
-    assert size_of(model(Engine.LLAMA_CPP), files) is None, "no word of its layers"
-    assert size_of(replace(SPEC, gpus=1), files) is None, "a command is anything"
-    assert size_of(model(Engine.LLAMA_CPP), Files(weights=str(place / "gone.gguf"))) is None
-    assert size_of(model(Engine.LLAMA_CPP), Files()) is None
-    (place / "m.gguf").write_bytes(b"GGUF broken")
-    assert size_of(model(Engine.LLAMA_CPP), files) is None
-    declared = replace(model(Engine.LLAMA_CPP), placement=PlacementSpec(vram_bytes=1))
-    assert size_of(declared, files) is None
-    assert size_of(replace(declared, gpus=0), files) is None
-
-
-def test_vllm_takes_what_it_is_told_to() -> None:
-    for args, expected in (
-        ({}, (0.92, None)),
-        ({"gpu_memory_utilization": 0.5}, (0.5, None)),
-        ({"gpu-memory-utilization": "0.5"}, (0.5, None)),
-        ({"device_memory_utilization": 0.25}, (0.25, None)),
-        ({"kv_cache_memory_bytes": 1024}, (0.92, 1024)),
-        ({"gpu_memory_utilization": "much"}, (0.92, None)),
-        ({"gpu_memory_utilization": True}, (0.92, None)),
-    ):
-        assert memory.of_vllm(ModelSpec(engine=Engine.COMMAND, args=args)) == expected, args
-
-
-# What an engine is shown
-
-
-def test_an_engine_sees_the_gpus_that_it_was_given() -> None:
-    assert base_env(replace(SPEC, gpus=0))["CUDA_VISIBLE_DEVICES"] == ""
-    assert "CUDA_VISIBLE_DEVICES" not in base_env(replace(SPEC, gpus=2)), "not known before it is placed"
-    nvidia = base_env(replace(SPEC, gpus=("GPU-5f1c1b0e-8f2d-4c53-9d3c-0d6a3f2b7e11", "MIG-x")))
-    assert nvidia["CUDA_VISIBLE_DEVICES"] == "GPU-5f1c1b0e-8f2d-4c53-9d3c-0d6a3f2b7e11,MIG-x"
-    assert nvidia["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    amd = base_env(replace(SPEC, gpus=("GPU-0123456789abcdef",)))
-    assert amd["ROCR_VISIBLE_DEVICES"] == "GPU-0123456789abcdef"
-    assert "CUDA_VISIBLE_DEVICES" not in amd
-
-
-def test_a_model_on_gpus_may_not_choose_them_by_its_environment() -> None:
-    env = {"HIP_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
-    found = {problem.path[-1] for problem in common_problems(replace(SPEC, gpus=1, env=env))}
-    assert found == set(env)
-    assert common_problems(replace(SPEC, gpus=0, env=env)) == []

@@ -98,12 +98,29 @@ def test_a_file_that_took_its_name_stays(name: Path) -> None:
     name.write_bytes(b"x")
     with name.open("rb"):
         found = debris.shared_by([os.getpid()])
-        assert found[str(name)] == name.stat().st_ino
+        assert found[str(name)] == (name.stat().st_dev, name.stat().st_ino)
         assert debris.remove(found) == [str(name)], "what only this process has open, which asks, is no one's"
     name.write_bytes(b"another")
-    other = {str(name): name.stat().st_ino + 1}
-    assert debris.remove(other) == []
+    device, inode = name.stat().st_dev, name.stat().st_ino
+    for other in ((device, inode + 1), (device + 1, inode)):
+        assert debris.remove({str(name): other}) == []
     assert name.exists()
+
+
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_what_was_there_before_the_run_stays(how: str, name: Path) -> None:
+    """As weights that lie in memory, which are the operator's."""
+    name.write_bytes(bytes(4096))
+
+    async def scenario(site: Site) -> None:
+        await site.processes.spawn(site.launch(*PYTHON, HOLDS, str(name), how))
+        await site.said("there")
+        site.processes.kill("tiny/0", 1)
+        assert (await site.processes.wait("tiny/0", 1)).cleared
+        assert there(name)
+        assert "removed" not in site.log()
+
+    running.run(scenario)
 
 
 def test_nobody_is_looked_at_where_there_is_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class Gpu:
     """One GPU, or one MIG device. `foreign_bytes` is in use by processes that are not ours.
 
     `reserve_bytes` is never given away; `trouble` says why nothing may be placed here, "" where something may.
-    `vendor` tells whether two can serve one replica.
+    `vendor` tells whether two can serve one replica. An `exclusive` one takes one process, and so one run. A `part` is
+    a MIG device, of which a process sees no second one: it serves a replica by itself or not at all.
     """
 
     uuid: str
@@ -47,6 +48,8 @@ class Gpu:
     reserve_bytes: int = 0
     trouble: str = ""
     vendor: str = "nvidia"
+    exclusive: bool = False
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,11 @@ class Claim:
     exclusive: bool = False
     pack: bool = False
     apart: frozenset[str] = frozenset()
+
+    @property
+    def gpus(self) -> int:
+        """Return how many GPUs it wants."""
+        return len(self.uuids) or self.count
 
     def on(self, gpu: Gpu) -> int:
         """Return what it takes of that GPU, in bytes."""
@@ -148,7 +156,7 @@ class _Room:
             return False
         if claim.exclusive and self.names:
             return False
-        return not self._kept_apart(claim)
+        return not self._unfit(claim) and not self._kept_apart(claim)
 
     def _kept_apart(self, claim: Claim) -> bool:
         if not self.names:
@@ -157,10 +165,19 @@ class _Room:
             return True
         return any(claim.model in apart for apart in self.aparts)
 
+    def _unfit(self, claim: Claim) -> str:
+        """Return why this GPU is not for the claim however much is left of it, '' where it may be."""
+        if self.gpu.exclusive and self.names:
+            return f"its compute mode lets one process use it, and {_listed(self.names)} runs there"
+        if self.gpu.part and claim.gpus > 1:
+            return "it is a MIG device, and no process sees two of them"
+        return self.gpu.trouble
+
     def refusal(self, claim: Claim) -> str:
         """Return why the claim does not fit here, '' where it does."""
-        if self.gpu.trouble:
-            return self.gpu.trouble
+        unfit = self._unfit(claim)
+        if unfit:
+            return unfit
         if self.exclusive:
             return f"{self.names[-1]} has it for itself"
         if claim.exclusive and self.names:
@@ -201,8 +218,7 @@ def place(gpus: Sequence[Gpu], held: Collection[Held], claims: Collection[Claim]
 
 
 def _hardest_first(claim: Claim) -> tuple[object, ...]:
-    count = len(claim.uuids) or claim.count
-    return (not claim.uuids, not claim.exclusive, -count, -claim.share, -claim.bytes, claim.name)
+    return (not claim.uuids, not claim.exclusive, -claim.gpus, -claim.share, -claim.bytes, claim.name)
 
 
 def _rooms(gpus: Sequence[Gpu], held: Collection[Held]) -> list[_Room]:
@@ -322,10 +338,9 @@ def _why(roomiest: Sequence[_Room], claim: Claim) -> str:
     for uuid in claim.uuids:
         if uuid not in known:
             said.setdefault("there is no such GPU", []).append(uuid)
-    count = len(claim.uuids) or claim.count
     if not roomiest:
-        return f"needs {_counted(count)}, and there is none"
-    head = f"needs {_counted(count)}, {fitting} of {len(shown)} fit: " if count > 1 else ""
+        return f"needs {_counted(claim.gpus)}, and there is none"
+    head = f"needs {_counted(claim.gpus)}, {fitting} of {len(shown)} fit: " if claim.gpus > 1 else ""
     more = f"; {len(wanted) - len(shown)} more have less left" if len(wanted) > len(shown) else ""
     return head + "; ".join(f"{_listed(names)}: {words}" for words, names in said.items()) + more
 

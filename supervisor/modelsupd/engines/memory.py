@@ -6,10 +6,13 @@ told to, the share or the size itself.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from modelsupd.core.spec import Engine, ModelSpec, gpu_count
+from modelsupd.engines import vllm_flags
 from modelsupd.engines.llama_cpp import DEFAULT_CTX_SIZE
 from modelsupd.engines.llama_flags import GPU_LAYERS
 
@@ -31,15 +34,21 @@ def of_llama(spec: ModelSpec, type_name: Any) -> dict[str, Any] | None:  # noqa:
     return _of_python(given, spec, type_name) if spec.engine is Engine.LLAMA_CPP_PYTHON else None
 
 
-def of_vllm(spec: ModelSpec) -> tuple[float, int | None]:
-    """Return what share of each GPU vLLM takes, and the size of its cache on each, in bytes, where that is given."""
+def of_vllm(spec: ModelSpec) -> tuple[float, int | None, int]:
+    """Return what share of each GPU vLLM takes, and the size of its cache on each, in bytes, where that is given.
+
+    The last is how many times all of the weights are loaded, over all GPUs.
+    """
     given = {name.replace("-", "_"): value for name, value in spec.args.items()}
     share = given.get("gpu_memory_utilization", given.get("device_memory_utilization", VLLM_SHARE))
-    fixed = _number(given.get("kv_cache_memory_bytes"), None)
+    fixed = _human(given.get("kv_cache_memory_bytes"))
+    copies = math.prod(max(1, _number(given.get(name), 1) or 1) for name in vllm_flags.COPYING)
     try:
-        return float(share) if not isinstance(share, bool | tuple) else VLLM_SHARE, fixed
+        taken = float(share) if not isinstance(share, bool | tuple) else VLLM_SHARE
     except ValueError:
-        return VLLM_SHARE, fixed
+        taken = VLLM_SHARE
+    # With any other vLLM refuses to start.
+    return taken if 0 < taken <= 1 else VLLM_SHARE, fixed, copies
 
 
 def _of_server(given: Mapping[str, object], spec: ModelSpec) -> dict[str, Any]:
@@ -71,6 +80,16 @@ def _of_python(given: Mapping[str, object], spec: ModelSpec, type_name: Any) -> 
         "ubatch": _number(given.get("n_ubatch"), 512) or 512,
         "gpu_layers": None if layers is None or layers < 0 else layers,
     }
+
+
+def _human(value: object) -> int | None:
+    """Return an integer as vLLM reads it: `25.6k` is 25600, `2K` 2048 (its `human_readable_int`)."""
+    written = re.fullmatch(r"\s*(\d+)(\.\d+)?([kmgtKMGT])\s*", value) if isinstance(value, str) else None
+    if written is None:
+        return _number(value, None)
+    whole, part, unit = written.groups()
+    power = "kmgt".index(unit.lower()) + 1
+    return int(float(f"{whole}{part or ''}") * 1000**power) if unit.islower() else int(whole) * 1024**power
 
 
 def _number(value: object, default: int | None) -> int | None:

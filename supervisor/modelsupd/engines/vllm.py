@@ -15,6 +15,7 @@ Facts come from running the pinned version on CPU and from its sources. Five of 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -165,6 +166,7 @@ class VllmAdapter:
         if spec.binary:
             found.append(Problem(("binary",), spec.binary, "is not for this engine, a Python package: set 'python'"))
         found += _beside_problems(spec)
+        found += _parallel_problems(spec)
         seen = set[str]()
         for key, value in spec.args.items():
             why = "is given twice, with '-' and with '_'" if _key(key) in seen else _refusal(_key(key), value)
@@ -275,6 +277,17 @@ def _beside_problems(spec: ModelSpec) -> Iterator[Problem]:
         yield Problem(("lora_scales",), spec.lora_scales, "is not for this engine, which has no such scales")
 
 
+def _parallel_problems(spec: ModelSpec) -> Iterator[Problem]:
+    """Yield what is wrong with the number of GPUs, where [args] say how a model is spread over them."""
+    given = {_key(key): value for key, value in spec.args.items()}
+    sizes = {name: str(given[name]) for name in flags.PARALLEL if name in given}
+    if gpu_count(spec) and sizes and all(size.isdecimal() for size in sizes.values()):
+        needed = math.prod(map(int, sizes.values()))
+        if needed != gpu_count(spec):
+            said = " times ".join(f"args.{name} = {size}" for name, size in sizes.items())
+            yield Problem(("gpus",), spec.gpus, f"must be {needed}, by {said}")
+
+
 def _refusal(key: str, value: Argument) -> str | None:
     """Return why a flag may not stand in [args] with that value, whatever the version."""
     base = key.partition(".")[0]
@@ -291,10 +304,10 @@ def _refusal(key: str, value: Argument) -> str | None:
     short_of = next((name for name in flags.OWNED if name.startswith(base)), None)
     if short_of and base not in flags.WHOLE:
         return f"would be taken for '{short_of}', which cannot be set here: {flags.OWNED[short_of]}"
-    return _value_refusal(value)
+    return _value_refusal(value, nested="." in key)
 
 
-def _value_refusal(value: Argument) -> str | None:
+def _value_refusal(value: Argument, *, nested: bool) -> str | None:
     """Return why a value cannot be passed on a command line."""
     values = value if isinstance(value, tuple) else (value,)
     if not values:
@@ -303,6 +316,8 @@ def _value_refusal(value: Argument) -> str | None:
         return "holds a NUL byte"
     if any(isinstance(item, float) and not math.isfinite(item) for item in values):
         return "must be a finite number"
+    if isinstance(value, tuple) and not nested and any(str(item).startswith("-") for item in value):
+        return "holds a value that begins with '-', which in a list is taken for a flag"
     return None
 
 
@@ -314,10 +329,13 @@ def _words(key: str, value: Argument) -> list[str]:
         if dot:
             return [flag, str(value).lower()]
         return [flag] if value else ["--no-" + flag.removeprefix("--")]
+    if isinstance(value, tuple) and dot:
+        # Of a nested flag the parser takes one word: JSON, or for `x.y+` what is between commas.
+        value = ",".join(map(str, value)) if rest.endswith("+") else json.dumps(value)
     if isinstance(value, tuple):
         return [flag, *map(str, value)]
-    # Else a text that begins with a dash would be taken for a flag.
-    return [f"{flag}={value}"] if isinstance(value, str) and value.startswith("-") else [flag, str(value)]
+    # Else what begins with a dash would be taken for a flag; so is -0.5, for its dot, by the parser of nested ones.
+    return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
 
 
 # Answers

@@ -102,5 +102,7 @@ ELSEWHERE: Mapping[str, str] = {
 #: Flags that say how much memory the cache of keys and values gets.
 KV_SIZE = frozenset({"kv_cache_memory_bytes", "gpu_memory_utilization", "device_memory_utilization"})
 
-#: Flags by which a model is spread over GPUs; their product is how many it takes.
-PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+#: Flags by which a model is spread over GPUs; their product is how many it takes. By the last two each part of the GPUs
+#: holds all of the weights.
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size", "data_parallel_size")
+COPYING = PARALLEL[2:]

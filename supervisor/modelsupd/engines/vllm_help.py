@@ -17,6 +17,7 @@ from modelsupd.core.spec import Argument, Problem
 #: The head of an entry: `  --dtype {auto,half}`, `  --tensor-parallel-size N, -tp N`, `  --enable-x, --no-enable-x`.
 _HEAD = re.compile(r"^ {2,4}(-[\w-].*)$", re.MULTILINE)
 _FLAG = re.compile(r"(?:^|, )--([A-Za-z][\w.-]*)(?=[ ,\[]|$)([^,]*)")
+_LAST = re.compile(r"(?:^|, )--?[A-Za-z][\w.-]* ([^,]+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,11 @@ def read(text: str) -> dict[str, Flag]:
     found: dict[str, Flag] = {}
     for head in _HEAD.findall(text):
         # A help line follows after two spaces where the head is short enough.
-        names = re.split(r" {2,}", head)[0]
-        for seen in _FLAG.finditer(re.sub(r"\{[^}]*\}", "{}", names)):
-            rest = seen[2].strip()
+        names = re.sub(r"\{[^}]*\}", "{}", re.split(r" {2,}", head)[0])
+        # Since Python 3.13 a value is told once, after the last name of a flag, which is often the short one.
+        last = _LAST.search(names)
+        for seen in _FLAG.finditer(names):
+            rest = seen[2].strip() or (last[1] if last else "")
             found[seen[1].replace("-", "_")] = Flag(value=bool(rest), bare=not rest or rest.startswith("["))
     return found
 

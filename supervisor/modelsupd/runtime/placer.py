@@ -23,9 +23,10 @@ RETELL_S = 60.0
 class Placer:
     """Gives turns and GPUs to the replicas that wait for some.
 
-    `replicas` returns what is published, `cards` the GPUs as last seen, `put` hands a replica an event, `usage` returns
-    what gateways tell. What is told (`Beside`) to a replica that is at rest must be published when `put` returns.
-    `on_closed` is called when `closed` has changed: the replicas that are to take no new requests.
+    `replicas` returns what is published, `cards` the GPUs as last seen, `put` hands a replica an event, `unread` says
+    why GPUs may be missing, `usage` returns what gateways tell. What is told (`Beside`) to a replica that is at rest
+    must be published when `put` returns. `on_closed` is called when `closed` has changed: the replicas that are to take
+    no new requests.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class Placer:
         cards: Callable[[], Sequence[Card]],
         put: Callable[[str, Event], None],
         *,
+        unread: Callable[[], str] = str,
         usage: Callable[[], Usage] = lambda: NOTHING_TOLD,
         on_closed: Callable[[], object] = lambda: None,
     ) -> None:
         """Give nothing yet; must be called with the event loop running."""
         self._replicas, self._cards, self._put = replicas, cards, put
-        self._usage, self._on_closed = usage, on_closed
+        self._unread, self._usage, self._on_closed = unread, usage, on_closed
         self._loop = asyncio.get_running_loop()
         self._granted: dict[str, tuple[int, Hold | None]] = {}
         self._demanding: dict[str, Replica] = {}
@@ -81,21 +83,23 @@ class Placer:
     def _decide(self) -> bool:
         replicas = self._replicas()
         self._forget(replicas)
-        answer = self._asked(replicas)
+        cards = self._cards()
+        answer = self._asked(replicas, cards)
         told = False
         for name, event in answer.beside.items():
             told = self._tell(name, replicas[name].beside, event) or told
         for name, placed in answer.placed.items():
             self._granted[name] = placed.run, placed.hold
             self._put(name, placed)
+        unread = self._unread()
         for name, why in answer.waiting.items():
-            self._say(replicas[name], why)
+            self._say(replicas[name], f"{why} ({unread})" if unread and not cards else why)
         self._take_turns(replicas, answer)
         return told or bool(answer.placed)
 
-    def _asked(self, replicas: Mapping[str, Replica]) -> Allotment:
+    def _asked(self, replicas: Mapping[str, Replica], cards: Sequence[Card]) -> Allotment:
         granted = {name: hold for name, (_run, hold) in self._granted.items()}
-        return allot(replicas, granted, self._cards(), self._usage(), self._loop.time(), self._leaving)
+        return allot(replicas, granted, cards, self._usage(), self._loop.time(), self._leaving)
 
     def _take_turns(self, replicas: Mapping[str, Replica], answer: Allotment) -> None:
         """Have those started that are asked for, and those end that give way; each is told once."""

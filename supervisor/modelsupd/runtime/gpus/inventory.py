@@ -4,7 +4,8 @@ Two rules:
 
 1. Nothing here waits longer than `answer_timeout_s`. A reader that has not answered by then is killed; where even that
    does not end it, no other is started while it lives: it would hang as well.
-2. A GPU that was seen once and is not told of any more is lost, not forgotten.
+2. A GPU that was seen once and is not told of any more is lost, not forgotten. Where its vendor's driver cannot be
+   asked at all, as after an upgrade of its library, nothing is known of it, and that is no loss: what runs goes on.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Inventory:
             if self._failed_at is not None and loop.time() - self._failed_at < RETRY_S:
                 await asyncio.sleep(self._failed_at + RETRY_S - loop.time())
             try:
-                reading = await self._ask()
+                reading = self._whole(await self._ask())
             except _Unanswered as error:
                 self._failed_at = loop.time()
                 words = str(error)
@@ -78,8 +79,16 @@ class Inventory:
                 self.last = replace(self.last, trouble=words)
             else:
                 self._failed_at = None
-                self.last = Look(_with_missing(self.last.gpus, reading), loop.time(), "", reading.notes)
+                self.last = Look(with_missing(self.last.gpus, reading), loop.time(), "", reading.notes)
             return self.last
+
+    def _whole(self, reading: Reading) -> Reading:
+        """Return the reading if it tells of every vendor whose GPUs are known."""
+        known = {gpu.vendor for gpu in self.last.gpus}
+        if known & {*reading.unread}:
+            self._give_up()  # another process loads the library anew
+            raise _Unanswered("; ".join(reading.notes))
+        return reading
 
     async def close(self) -> None:
         """End the reader; one that cannot be ended is left."""
@@ -161,10 +170,10 @@ def line_was(error: Exception) -> bool:
     return isinstance(error, ValueError) and "Expecting value" not in str(error)
 
 
-def _with_missing(before: Sequence[Seen], reading: Reading) -> tuple[Seen, ...]:
+def with_missing(before: Sequence[Seen], reading: Reading) -> tuple[Seen, ...]:
     """Return what was read, and as lost what was there before and is not told of any more."""
     there = {gpu.uuid for gpu in reading.gpus}
-    divided = {gpu.parent for gpu in reading.gpus if gpu.parent}
+    divided = {*reading.divided, *(gpu.parent for gpu in reading.gpus)}
     names = {gpu.uuid: gpu for gpu in before}
     found = [
         # A lost GPU tells no sizes; those it had are what is lost.
@@ -172,10 +181,10 @@ def _with_missing(before: Sequence[Seen], reading: Reading) -> tuple[Seen, ...]:
         for gpu in reading.gpus
     ]
     missing = [gpu for gpu in before if gpu.uuid not in there and gpu.uuid not in divided]
-    # A MIG device that was taken away by an administrator is no loss; the GPU is there.
+    # A MIG device that was taken away by an administrator is no loss, as long as its GPU is there.
     gone = [
         replace(gpu, lost=True, used_bytes=0, processes=None, notes=("no longer told of by its driver",))
         for gpu in missing
-        if gpu.parent is None
+        if gpu.parent is None or gpu.parent not in there | divided
     ]
     return (*found, *gone)

@@ -24,9 +24,9 @@ from modelsupd.runtime.gpus import ledger
 from modelsupd.runtime.gpus.inventory import Inventory, Look
 from modelsupd.runtime.gpus.ledger import Account, Missing
 from modelsupd.runtime.gpus.quarantine import Entry, Kind, Quarantine
-from modelsupd.runtime.gpus.telling import processes, row
+from modelsupd.runtime.gpus.reading import PROHIBITED, Seen
+from modelsupd.runtime.gpus.telling import meant, processes, row
 from modelsupd.runtime.placer import Placer
-from modelsupd.runtime.shim import tree
 
 log = structlog.get_logger("gpus")
 
@@ -70,7 +70,7 @@ class Gpus:
         wanted: Callable[[], bool],
         replicas: Callable[[], Mapping[str, Replica]],
         put: Callable[[str, Event], None],
-        placing: Callable[[Callable[[], Sequence[Card]]], Placer],
+        placing: Callable[[Callable[[], Sequence[Card]], Callable[[], str]], Placer],
         counted: Callable[[], object],
         note: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -84,6 +84,7 @@ class Gpus:
         self._placer: Placer | None = None
         self._wake = asyncio.Event()
         self._same_pids = False
+        self._fatal: dict[str, str] = {}
 
     def pids(self) -> frozenset[int]:
         """Return the pids of processes that are waited for here."""
@@ -99,7 +100,7 @@ class Gpus:
         if self._wanted():
             await self.inventory.read()
         self._count = self.count()
-        self._placer = self._placing(self.cards)
+        self._placer = self._placing(self.cards, lambda: "; ".join(self._unread()))
 
     async def close(self) -> None:
         """Place nothing any more, and end the process that reads."""
@@ -186,16 +187,17 @@ class Gpus:
         """Return the GPUs as placement sees them, by what was read last and by who is there now."""
         self._reckon()
         return [
-            ledger.card(account, self._spec().reserve_bytes, self._trouble(account.seen.uuid))
-            for account in self._accounts
+            ledger.card(account, self._spec().reserve_bytes, self._trouble(account.seen)) for account in self._accounts
         ]
 
-    def _trouble(self, uuid: str) -> str:
+    def _trouble(self, seen: Seen) -> str:
         """Return why nothing may be placed on a GPU, "" where something may."""
-        entry = self.quarantine.entries.get(uuid)
+        entry = self.quarantine.entries.get(seen.uuid)
         if entry is not None:
             return f"in quarantine: {entry.why}"
-        return self.inventory.last.trouble
+        if seen.mode == PROHIBITED:
+            return "its compute mode lets no process use it"
+        return "it is lost" if seen.lost else self.inventory.last.trouble
 
     def count_for(self, model: str, spec: ModelSpec, present: Sequence[str]) -> int:
         """Return for how many GPUs a model has replicas.
@@ -221,10 +223,12 @@ class Gpus:
                 self._put_away(seen.uuid, Kind.LOST, f"it is lost: {'; '.join(seen.notes) or 'it does not answer'}")
             elif fatal:
                 self._put_away(seen.uuid, Kind.HARDWARE, f"Xid {', '.join(map(str, fatal))}")
+                self._fatal[seen.uuid] = f"GPU {seen.index}: Xid {fatal[0]}"
             for xid in set(seen.xids) - FATAL_XIDS:
                 log.warning("GPU error", gpu=seen.uuid, xid=xid)
-            if seen.lost or fatal:
-                words = f"GPU {seen.index} ({seen.uuid}) is lost" if seen.lost else f"GPU {seen.index}: Xid {fatal[0]}"
+            # At each look: a run that is only being spawned there now can be told when it has a process.
+            words = f"GPU {seen.index} ({seen.uuid}) is lost" if seen.lost else self._fatal.get(seen.uuid, "")
+            if words:
                 self._tell_of_loss(seen.uuid, words)
         for name, known in self._runs.items():
             self._tell_measured(replicas[name], known)
@@ -257,7 +261,7 @@ class Gpus:
             listed = {pid for pid, _size in account.seen.processes or ()}
             if entry.kind is Kind.MEMORY and not listed & set(entry.pids) and self._fits(account, entry):
                 self.quarantine.release(uuid, "its memory has come back")
-            elif entry.kind is Kind.STUCK and not any(tree.stat(pid) for pid in entry.pids):
+            elif entry.kind is Kind.STUCK and all(ledger.is_gone(pid) for pid in entry.pids):
                 self.quarantine.release(uuid, "the processes that could not be killed are gone")
 
     def _fits(self, account: Account, entry: Entry) -> bool:
@@ -307,7 +311,7 @@ class Gpus:
             if account.seen.uuid in uuids
             for pid, _size in account.seen.processes or ()
         }
-        return {pid for pid in listed if (found := tree.stat(pid)) is None or found.dead}
+        return {pid for pid in listed if ledger.is_gone(pid)}
 
     def _keep_back(
         self, replica: Replica, run: int, left: Sequence[Missing], trouble: str
@@ -360,41 +364,35 @@ class Gpus:
                 account,
                 self._replicas(),
                 self.quarantine.entries.get(account.seen.uuid),
-                self._trouble(account.seen.uuid),
+                self._trouble(account.seen),
             )
             for account in accounts
         ]
 
     async def told(self) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
         """Look now; return the rows, and why they are old or a vendor's are missing, in words."""
-        look = await self.look()
-        return self.rows(), tuple(text for text in (look.trouble, *look.notes) if text)
+        await self.look()
+        return self.rows(), self._unread()
+
+    def _unread(self) -> tuple[str, ...]:
+        last = self.inventory.last
+        return tuple(text for text in (last.trouble, *last.notes) if text)
 
     async def command(self, verb: str, target: str, by: str, why: str = "") -> str:
         """Put a GPU into quarantine or release it; return its UUID. Raises Refused."""
         await self.look()
-        uuid = self._meant(verb, target)
+        known = {gpu.uuid: gpu.index for gpu in self.inventory.last.gpus}
+        known |= {uuid: -1 for uuid in self.quarantine.entries if uuid not in known}
+        uuid = meant(verb, target, known, self.inventory.last)
         if verb == "quarantine":
             self._put_away(uuid, Kind.OPERATOR, f"put there by {by}{f': {why}' if why else ''}")
-        elif not self.quarantine.release(uuid, f"released by {by}"):
+        elif any(gpu.uuid == uuid and gpu.lost for gpu in self.inventory.last.gpus):
+            raise Refused(f"cannot release '{target}': it is still lost")
+        elif self.quarantine.release(uuid, f"released by {by}"):
+            self._fatal.pop(uuid, None)
+        else:
             raise Refused(f"cannot release '{target}': it is not in quarantine")
         await self._write_down()
         if self._placer is not None:
             self._placer.look_soon()
         return uuid
-
-    def _meant(self, verb: str, target: str) -> str:
-        """Return the UUID of what is named by UUID, by its beginning, or by index."""
-        known = {gpu.uuid: gpu.index for gpu in self.inventory.last.gpus}
-        known |= {uuid: -1 for uuid in self.quarantine.entries if uuid not in known}
-        found = [uuid for uuid, index in known.items() if uuid == target or str(index) == target]
-        found = found or [uuid for uuid in known if len(target) > len("GPU-") and uuid.startswith(target)]
-        if len(found) == 1:
-            return found[0]
-        listed = ", ".join(f"{index} ({uuid})" for uuid, index in known.items()) or "none"
-        last = self.inventory.last
-        trouble = "; ".join(text for text in (last.trouble, *last.notes) if text)
-        which = "several GPUs are" if found else "there is no GPU"
-        raise Refused(
-            f"cannot {verb} '{target}': {which} '{target}'; known are {listed}{f' ({trouble})' if trouble else ''}"
-        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from modelsupd.core.allotment import Card
 from modelsupd.core.phases import Replica
 from modelsupd.core.placement import Gpu, Hold
-from modelsupd.runtime.gpus.reading import Seen
+from modelsupd.runtime.gpus.reading import EXCLUSIVE, Seen
 from modelsupd.runtime.shim import tree
 
 #: No process tree of an engine is deeper than this.
@@ -93,6 +93,12 @@ def owner(pid: int, shims: Mapping[int, str]) -> tuple[str | None, bool]:
     return None, True
 
 
+def is_gone(pid: int) -> bool:
+    """Tell whether nothing of a process is left that could hold memory."""
+    found = tree.stat(pid)
+    return found is None or found.dead
+
+
 def card(account: Account, reserve_bytes: int, trouble: str) -> Card:
     """Return a GPU as placement sees it."""
     seen = account.seen
@@ -104,6 +110,8 @@ def card(account: Account, reserve_bytes: int, trouble: str) -> Card:
         reserve_bytes=reserve_bytes,
         trouble=trouble,
         vendor=seen.vendor,
+        exclusive=seen.mode == EXCLUSIVE,
+        part=seen.parent is not None,
     )
     return Card(gpu=gpu, used=account.used, idle_bytes=account.idle_bytes)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from modelsupd.runtime.gpus.reading import Seen
+from modelsupd.runtime.gpus.reading import EXCLUSIVE, NVIDIA, PROHIBITED, Seen
 
 Value = TypeVar("Value")
 
@@ -23,18 +23,26 @@ USUAL = "libnvidia-ml.so.1"
 #: Reasons for lower clocks that say that it is hot (nvml.h, nvmlClocksEventReasonSwThermalSlowdown, HwThermal…).
 _HOT = 0x20 | 0x40
 
+#: Compute modes other than the usual one (nvml.h, nvmlComputeMode_t); of a thread is what there was before CUDA 8.
+_MODES = {1: EXCLUSIVE, 2: PROHIBITED, 3: EXCLUSIVE}
+
 _LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, getattr(pynvml, "NVML_ERROR_RESET_REQUIRED", -1))
 
 
 class Nvml:
-    """The library, once it is loaded; remembers who was there, because a lost GPU no longer tells its name."""
+    """The library, once it is loaded; remembers who was there, because a lost GPU no longer tells its name.
+
+    `divided` are the GPUs in MIG mode, by UUID; `notes` say why the last look could not tell of a GPU at all.
+    """
 
     def __init__(self, path: str) -> None:
         """Load and initialise it; raises pynvml.NVMLError and OSError."""
         if path != USUAL:
             pynvml.nvmlLib = ctypes.CDLL(path)
         pynvml.nvmlInit()
-        self._known: dict[int, Seen] = {}
+        self._known: dict[int, list[Seen]] = {}
+        self.divided: set[str] = set()
+        self.notes: list[str] = []
         self._events: Any = None
         self._watched: set[str] = set()
         with contextlib.suppress(pynvml.NVMLError):
@@ -42,6 +50,7 @@ class Nvml:
 
     def read(self) -> list[Seen]:
         """Return all GPUs; raises pynvml.NVMLError where not even their number is told."""
+        self.notes = []
         count = pynvml.nvmlDeviceGetCount()
         xids = self._xids()
         found: list[Seen] = []
@@ -50,9 +59,13 @@ class Nvml:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 devices = self._devices(handle, index, xids)
             except pynvml.NVMLError as error:
-                known = self._known.get(index)
-                if known is not None:
-                    found.append(Seen(uuid=known.uuid, index=index, name=known.name, lost=True, notes=(str(error),)))
+                # Of a GPU in MIG mode it is its devices that are lost: they are what runs were given.
+                known, why = self._known.get(index, ()), (str(error),)
+                found += [
+                    Seen(uuid=seen.uuid, index=index, name=seen.name, parent=seen.parent, lost=True, notes=why)
+                    for seen in known
+                ]
+                self.notes += [] if known else [f"{NVIDIA}: GPU {index}: {error}"]
                 continue
             found += devices
         return found
@@ -63,14 +76,16 @@ class Nvml:
         mine = tuple(xids.get(uuid, ()))
         parts = self._parts(handle)
         if parts is None:
-            seen = self._seen(handle, index, uuid, name, None, mine)
-            self._known[index] = seen
-            return [seen]
-        self._known[index] = Seen(uuid=uuid, index=index, name=name)
-        return [
-            self._seen(part, index, str(pynvml.nvmlDeviceGetUUID(part)), f"{name} MIG {number}", uuid, mine)
-            for number, part in parts
-        ]
+            self.divided.discard(uuid)
+            found = [self._seen(handle, index, uuid, name, None, mine)]
+        else:
+            self.divided.add(uuid)
+            found = [
+                self._seen(part, index, str(pynvml.nvmlDeviceGetUUID(part)), f"{name} MIG {number}", uuid, mine)
+                for number, part in parts
+            ]
+        self._known[index] = found
+        return found
 
     @staticmethod
     def _parts(handle: Any) -> list[tuple[int, Any]] | None:  # noqa: ANN401 - the same
@@ -110,6 +125,7 @@ class Nvml:
             used_bytes=int(memory.total) - int(memory.free),
             processes=_processes(handle),
             xids=xids,
+            mode=_MODES.get(_asked(lambda: int(pynvml.nvmlDeviceGetComputeMode(handle))) or 0, ""),
             ecc_errors=None if ecc is None else int(ecc),
             temperature_c=_asked(lambda: int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
             notes=tuple(_notes(handle)),

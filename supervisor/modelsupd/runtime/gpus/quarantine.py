@@ -1,7 +1,10 @@
 """Which GPUs are given to nobody, and why. Kept in the state directory: it outlives the daemon, and a reboot.
 
-A rule: what is known only by its evidence (memory that is not back, a process that cannot be killed) ends with the
-evidence. What a person or the hardware said ends when a person says so.
+Two rules:
+
+1. What is known only by its evidence (memory that is not back, a process that cannot be killed) ends with the evidence,
+   and with the boot that it is of. What a person or the hardware said ends when a person says so.
+2. The weaker never takes the place of the stronger: a GPU that is broken stays so when memory on it is late as well.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ import json
 import os
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import structlog
+
+from modelsupd.runtime.identity import boot_id
 
 log = structlog.get_logger("gpus")
 
@@ -25,7 +30,7 @@ FILE = "gpus.json"
 
 
 class Kind(StrEnum):
-    """What put a GPU into quarantine."""
+    """What put a GPU into quarantine, the weakest first."""
 
     MEMORY = "memory"
     STUCK = "stuck"
@@ -34,15 +39,25 @@ class Kind(StrEnum):
     OPERATOR = "operator"
 
 
+_STRENGTH = {kind: strength for strength, kind in enumerate(Kind)}
+
+#: Of these the evidence is processes and memory of one boot.
+_BY_EVIDENCE = (Kind.MEMORY, Kind.STUCK)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One GPU in quarantine: since when (RFC 3339), by what, why in words, and which processes are to blame."""
+    """One GPU in quarantine: since when (RFC 3339), by what, why in words, and which processes are to blame.
+
+    `boot` is the boot of which these processes are, where that is known.
+    """
 
     kind: Kind
     why: str
     since: str
     pids: tuple[int, ...] = ()
     bytes: int = 0
+    boot: str = ""
 
 
 class Quarantine:
@@ -55,6 +70,7 @@ class Quarantine:
         self.unsaved = self._refused = False
         self.changes: deque[str] = deque()
         self._saving = asyncio.Lock()
+        self._boot = boot_id()
         try:
             told = json.loads(self._path.read_bytes())["quarantined"]
             self._entries = {
@@ -65,6 +81,10 @@ class Quarantine:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("cannot read which GPUs are in quarantine", file=str(self._path), why=repr(error))
+        for uuid, entry in list(self._entries.items()):
+            if entry.kind in _BY_EVIDENCE and entry.boot not in ("", self._boot):
+                # Its processes are no more, and who has their pids by now is not to blame.
+                self.release(uuid, "the machine was restarted")
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -72,10 +92,16 @@ class Quarantine:
         return self._entries
 
     def put(self, uuid: str, entry: Entry) -> None:
-        """Put a GPU into quarantine; what a person said is not overwritten by what is merely seen."""
+        """Put a GPU into quarantine; what is stronger stays, and what a person said is told of what is seen since."""
+        entry = replace(entry, boot=self._boot)
         known = self._entries.get(uuid)
-        if known is not None and (known.kind is Kind.OPERATOR or (known.kind, known.why) == (entry.kind, entry.why)):
-            return
+        if known is not None:
+            if known.kind is Kind.OPERATOR and entry.kind in (Kind.LOST, Kind.HARDWARE):
+                if entry.why in known.why:
+                    return
+                entry = replace(known, why=f"{known.why}; {entry.why}")
+            elif _STRENGTH[entry.kind] < _STRENGTH[known.kind] or (known.kind, known.why) == (entry.kind, entry.why):
+                return
         self._entries[uuid] = entry
         self.unsaved = True
         self.changes.append(f"GPU {uuid} in quarantine: {entry.why}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from modelsupd.runtime.gpus import amd
@@ -28,10 +29,10 @@ class Reader:
 
     def look(self) -> Reading:
         """Return what there is now."""
-        gpus, notes = self._nvidia()
-        return Reading((*gpus, *amd.read(self._drm, self._amd)), tuple(notes))
+        nvidia = self._nvidia()
+        return replace(nvidia, gpus=(*nvidia.gpus, *amd.read(self._drm, self._amd)))
 
-    def _nvidia(self) -> tuple[list[Seen], list[str]]:
+    def _nvidia(self) -> Reading:
         import pynvml  # noqa: PLC0415 - it is large, and only this process needs it
 
         from modelsupd.runtime.gpus.nvml import Nvml  # noqa: PLC0415 - the same
@@ -39,9 +40,10 @@ class Reader:
         try:
             if not isinstance(self._nvml, Nvml):
                 self._nvml = Nvml(self._path)
-            return self._nvml.read(), []
+            found = tuple(self._nvml.read())
+            return Reading(found, tuple(self._nvml.notes), divided=tuple(sorted(self._nvml.divided)))
         except (pynvml.NVMLError, OSError) as error:
-            return [], [f"{NVIDIA}: {error}"]
+            return Reading(notes=(f"{NVIDIA}: {error}",), unread=(NVIDIA,))
 
 
 def main() -> None:

@@ -31,13 +31,13 @@ def size_of(spec: ModelSpec, files: Files) -> Size | None:
 
 
 def _of_vllm(spec: ModelSpec, files: Files) -> Size | None:
-    share, cache_bytes = memory.of_vllm(spec)
+    share, cache_bytes, copies = memory.of_vllm(spec)
     if cache_bytes is None:
         return Size(share=share)
     facts = describe(_named(files.weights))
     if facts is None or facts.weights_bytes is None:
         return None
-    return Size(facts.weights_bytes + cache_bytes * gpu_count(spec), estimated=True)
+    return Size(facts.weights_bytes * copies + cache_bytes * gpu_count(spec), estimated=True)
 
 
 def _of_llama(spec: ModelSpec, files: Files) -> Size | None:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from modelsupd.core.phases import Replica
+from modelsupd.errors import Refused
+from modelsupd.runtime.gpus.inventory import Look
 from modelsupd.runtime.gpus.ledger import Account
 from modelsupd.runtime.gpus.quarantine import Entry
 
@@ -42,3 +44,17 @@ def processes(pids: Collection[int]) -> str:
     """Return processes in words: `process 5`, `processes 5, 6`."""
     words = ", ".join(map(str, pids))
     return f"process {words}" if len(pids) == 1 else f"processes {words}"
+
+
+def meant(verb: str, target: str, known: Mapping[str, int], last: Look) -> str:
+    """Return the UUID of what is named by UUID, by its beginning, or by index; `known` are the indices. Or Refused."""
+    found = [uuid for uuid, index in known.items() if uuid == target or str(index) == target]
+    found = found or [uuid for uuid in known if len(target) > len("GPU-") and uuid.startswith(target)]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{index} ({uuid})" for uuid, index in known.items()) or "none"
+    trouble = "; ".join(text for text in (last.trouble, *last.notes) if text)
+    which = "several GPUs are" if found else "there is no GPU"
+    raise Refused(
+        f"cannot {verb} '{target}': {which} '{target}'; known are {listed}{f' ({trouble})' if trouble else ''}"
+    )

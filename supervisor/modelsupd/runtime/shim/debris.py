@@ -2,7 +2,8 @@
 
 Whoever is killed cannot unlink what it shared; of vLLM that is hundreds of MiB. Its names tell nothing, so what belongs
 to a run is noted while its processes live, by what they have open or mapped there. It is removed once they are gone,
-and only if it is still the same file, ours, and held open by no one else.
+and only if it is still the same file, ours, and held open by no one else. What was there before the run is never
+removed: weights are kept there by some, to be read from memory.
 """
 
 # ruff: noqa: PTH108, PTH115, PTH116, PTH208 - no pathlib in the shim: strings keep it small
@@ -18,17 +19,25 @@ from modelsupd.runtime.shim import tree
 
 SHM = "/dev/shm/"  # noqa: S108 - it is looked at, and nothing is written there
 
-Found = dict[str, int]
-"""Path below /dev/shm → inode."""
+File = tuple[int, int]
+"""Device and inode: a process in another mount namespace has a /dev/shm of its own, with inodes of the same numbers."""
+
+Found = dict[str, File]
+"""Path below /dev/shm → the file."""
 
 
-def shared_by(pids: Iterable[int]) -> Found:
-    """Return what these processes have open or mapped below /dev/shm, of what is there and ours."""
-    there = {inode: path for path, inode in _ours().items()}
-    if not there:  # nearly always, and then no process has to be looked at
+def there() -> frozenset[File]:
+    """Return what of ours lies in /dev/shm now."""
+    return frozenset(_ours().values())
+
+
+def shared_by(pids: Iterable[int], before: frozenset[File] = frozenset()) -> Found:
+    """Return what these processes have open or mapped below /dev/shm, of what is ours and was not there `before`."""
+    paths = {file: path for path, file in _ours().items() if file not in before}
+    if not paths:  # nearly always, and then no process has to be looked at
         return {}
-    # By inode, for a semaphore is made under another name than it is known by (sem_open in glibc).
-    return {there[inode]: inode for pid in pids for inode in (*_open(pid), *_mapped(pid)) if inode in there}
+    # Not by name, for a semaphore is made under another one than it is known by (sem_open in glibc).
+    return {paths[file]: file for pid in pids for file in (*_open(pid), *_mapped(pid)) if file in paths}
 
 
 def remove(found: Found) -> list[str]:
@@ -37,11 +46,11 @@ def remove(found: Found) -> list[str]:
         return []
     # By descriptors alone: a process that cannot be woken may hold its map locked, and whoever reads that waits for it.
     others = [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
-    held = {inode for pid in others for inode in _open(pid)}
-    there = _ours()
+    held = {file for pid in others for file in _open(pid)}
+    ours = _ours()
     removed = []
-    for path, inode in found.items():
-        if inode not in held and there.get(path) == inode:
+    for path, file in found.items():
+        if file not in held and ours.get(path) == file:
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 removed.append(path)
@@ -55,22 +64,24 @@ def _ours() -> Found:
             with contextlib.suppress(OSError):
                 seen = entry.stat(follow_symlinks=False)
                 if seen.st_uid == os.geteuid() and stat.S_ISREG(seen.st_mode):
-                    found[entry.path] = seen.st_ino
+                    found[entry.path] = seen.st_dev, seen.st_ino
     return found
 
 
-def _open(pid: int) -> Iterable[int]:
-    """Yield the inode of each file below /dev/shm that a process has open (proc(5))."""
+def _open(pid: int) -> Iterable[File]:
+    """Yield each file below /dev/shm that a process has open (proc(5))."""
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(SHM):
-                    yield os.stat(f"/proc/{pid}/fd/{fd}").st_ino
+                    seen = os.stat(f"/proc/{pid}/fd/{fd}")
+                    yield seen.st_dev, seen.st_ino
 
 
-def _mapped(pid: int) -> Iterable[int]:
-    """Yield the inode of each that it has mapped, under whatever name it had then."""
+def _mapped(pid: int) -> Iterable[File]:
+    """Yield each that it has mapped, under whatever name it had then."""
     for line in (tree.read_file(f"/proc/{pid}/maps") or b"").splitlines():
         row = line.split(None, 5)  # address perms offset dev inode pathname
         if len(row) == 6 and row[5].startswith(SHM.encode()):  # noqa: PLR2004 - the same
-            yield int(row[4])
+            major, minor = row[3].split(b":")
+            yield os.makedev(int(major, 16), int(minor, 16)), int(row[4])

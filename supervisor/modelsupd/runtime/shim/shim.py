@@ -135,6 +135,7 @@ class Shim:
             os.makedirs(spec["tmp"], 0o700, exist_ok=True)
         counters = f"{self._directory}/counters"
         self._log = Log(spec["state"], spec["log_max_bytes"], spec["log_files"], counters)
+        self._there = debris.there()
         self._engine = started = engine.start(spec)
         answer = {
             "v": 1,
@@ -293,7 +294,8 @@ class Shim:
 
     def _send_all(self, number: int) -> None:
         if self._shared is None:
-            self._shared = debris.shared_by(each.pid for each in tree.descendants(os.getpid()) if not each.dead)
+            alive = (each.pid for each in tree.descendants(os.getpid()) if not each.dead)
+            self._shared = debris.shared_by(alive, self._there)
         # The leader first and by the descriptor in hand: it must not outlive a shortage of descriptors, which hides
         # the others until it is over.
         if self._status is None:
