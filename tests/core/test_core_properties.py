@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core import invariants, table
 from core.samples import DIGEST, OTHER_DIGEST, OTHER_SPEC, SPEC, process, replica, spawned
+from core.situations import NOW, situations
 from modelsupd.core.events import (
     Event,
     Lagged,
@@ -87,11 +88,11 @@ def follow(data: st.DataObject, current: Replica, now: float, steps: int) -> tup
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from([before for _words, before in table.situations()]))
+@given(st.data(), st.sampled_from([before for _words, before in situations()]))
 def test_any_events_in_any_order_from_any_situation(data: st.DataObject, before: Replica) -> None:
     if invariants.wanted_idle(before):
         return
-    follow(data, before, table.NOW, 20)
+    follow(data, before, NOW, 20)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -115,10 +116,10 @@ def test_any_state_is_recovered_into_one_that_moves(data: st.DataObject) -> None
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from([before for _words, before in table.situations()]))
+@given(st.data(), st.sampled_from([before for _words, before in situations()]))
 def test_time_alone_never_spins(data: st.DataObject, before: Replica) -> None:
     """With nothing but ticks at the deadlines, time moves on: no instant sees more than a few of them."""
-    current, now = before, table.NOW + data.draw(st.floats(0, 1000))
+    current, now = before, NOW + data.draw(st.floats(0, 1000))
     at_this_instant = 0
     for _ in range(60):
         due = deadline(current)
@@ -133,9 +134,9 @@ def test_time_alone_never_spins(data: st.DataObject, before: Replica) -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from([before for _words, before in table.situations()]))
+@given(st.data(), st.sampled_from([before for _words, before in situations()]))
 def test_what_operators_say_last_is_what_is_wanted(data: st.DataObject, before: Replica) -> None:
-    current, now = follow(data, before, table.NOW, 5)
+    current, now = follow(data, before, NOW, 5)
     for event, want in ((StopAsked(), Want.DOWN), (StartAsked(), Want.UP)):
         after, _ = step(current, event, now)
         assert after.want is want

@@ -9,7 +9,7 @@ import pytest
 
 from core import table
 from core.samples import CRASH, DIGEST, HOLD, LEARNED, SPEC, exited, probed, process, replica, spawned
-from core.table import situations
+from core.situations import situations
 from modelsupd.core.events import Event, Outcome, ProbeKind, Respecified, Stuck, Ticked, Vitals
 from modelsupd.core.health import begin
 from modelsupd.core.phases import Clearing, Draining, Failed, Halt, Ready, Reason, Replica

@@ -11,7 +11,7 @@ from core import invariants
 from core.recovering import DECLARED, NOW, OTHER, SAME, resume, states
 from core.samples import BAD_WEIGHTS, CRASH, DIGEST, INPUTS, OTHER_DIGEST, SPEC, process, replica
 from core.script import at, play
-from core.table import situations
+from core.situations import situations
 from modelsupd.core.actions import Action, Clear, Kill, Resolve, Terminate, Watch
 from modelsupd.core.events import Cleared
 from modelsupd.core.fleet import Declared

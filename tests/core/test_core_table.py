@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from core import table
+from core.situations import RUN, situations
 from modelsupd.core import events as all_events
 from modelsupd.core import phases as all_phases
 from modelsupd.core.events import ProbeKind
@@ -19,8 +20,8 @@ def test_table_is_the_committed_one() -> None:
 
 
 def test_table_has_every_phase_and_every_event() -> None:
-    situations = {type(replica.phase) for _words, replica in table.situations()}
-    assert situations == set(all_phases.Phase.__args__)
+    seen = {type(replica.phase) for _words, replica in situations()}
+    assert seen == set(all_phases.Phase.__args__)
     names = {type(event) for _name, _variant, event in table.events(1, tuple(ProbeKind))}
     assert names == set(all_events.Event.__args__)
     carry_a_run = {event for event in all_events.Event.__args__ if "run" in event.__slots__}
@@ -28,8 +29,8 @@ def test_table_has_every_phase_and_every_event() -> None:
 
 
 def test_no_older_report_changes_anything_and_every_newer_one_is_impossible() -> None:
-    for words, before in table.situations():
-        for name, variant, event in table.reports(table.RUN - 1, tuple(ProbeKind)):
+    for words, before in situations():
+        for name, variant, event in table.reports(RUN - 1, tuple(ProbeKind)):
             assert table.outcome_of(before, event) == table.STALE, (words, name, variant)
-        for name, variant, event in table.reports(table.RUN + 1, tuple(ProbeKind)):
+        for name, variant, event in table.reports(RUN + 1, tuple(ProbeKind)):
             assert table.outcome_of(before, event) == table.IMPOSSIBLE, (words, name, variant)

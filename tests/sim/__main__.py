@@ -9,7 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from sim.play import Outcome, kept_seeds, play_many, unreached
+from sim.checks import unreached
+from sim.play import Outcome, play_many
+from sim.seeds import kept_seeds
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core import invariants
+from modelsupd.core import events, phases
 from modelsupd.core.actions import Action, Kill, Spawn, Terminate
 from modelsupd.core.events import Event, Exited, Failure, RestartAsked, StartAsked, StopAsked
 from modelsupd.core.phases import (
@@ -25,6 +26,9 @@ from modelsupd.core.phases import (
 from modelsupd.core.replica import InvalidTransition, Step, step
 from modelsupd.core.restart import PERMANENT, History
 from sim.world import World
+
+#: Failures that differ in nothing but their words from those that happen here.
+_NOT_OF_THIS_WORLD = {"out-of-gpu-memory", "unsupported-model", "missing-library", "missing-binary"}
 
 
 @dataclass
@@ -229,3 +233,14 @@ def _brief(replica: Replica) -> str:
 def _name_of(cause: Cause | Failure) -> str:
     failure = cause.failure if isinstance(cause, Fault) else cause
     return failure.kind.value if isinstance(failure, Failure) else failure.value
+
+
+def unreached(coverage: Coverage) -> list[str]:
+    """Return the phases, events and outcomes of probes that no seed reached."""
+    wanted = {kind.__name__.lower() for kind in phases.Phase.__args__}
+    wanted |= {kind.__name__ for kind in events.Event.__args__}
+    wanted |= {outcome.value for outcome in events.Outcome}
+    wanted |= {reason.value for reason in phases.Reason} | {
+        kind.value for kind in events.FailureClass
+    } - _NOT_OF_THIS_WORLD
+    return sorted(wanted - {*coverage.phases, *coverage.events, *coverage.outcomes, *coverage.causes})

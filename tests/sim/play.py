@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from core import invariants
-from modelsupd.core import events, phases
+from modelsupd.core import events
 from modelsupd.core.allotment import allot
 from modelsupd.core.events import RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, replica_names
@@ -29,6 +27,7 @@ from sim.clock import VirtualLoop
 from sim.daemon import Life
 from sim.disk import Disk
 from sim.gpus import Cards
+from sim.seeds import kept_seeds
 from sim.world import Violation, World
 
 #: Share of worlds with GPUs.
@@ -43,9 +42,6 @@ REST_S = 900.0
 
 #: How much of a failed seed's story is shown.
 STORY_LINES = 60
-
-#: Failures that differ in nothing but their words from those that happen here.
-_NOT_OF_THIS_WORLD = {"out-of-gpu-memory", "unsupported-model", "missing-library", "missing-binary"}
 
 _COMMANDS = (StartAsked, StopAsked, RestartAsked)
 
@@ -381,25 +377,6 @@ class _Game:
                 yield f"{name}#{run.run} is ready and does not generate"
             if entry is not None and run.digest != entry.digest:
                 yield f"{name}#{run.run} is of {run.digest}, declared is {entry.digest}"
-
-
-@functools.cache
-def kept_seeds() -> dict[int, dict[str, bool]]:
-    """Return the seeds that once failed, and what there is in their world; each line of the file tells why."""
-    lines = Path(__file__).with_name("seeds.txt").read_text(encoding="utf-8").splitlines()
-    told = [line.split() for line in lines if line.strip() and not line.startswith("#")]
-    return {int(words[0]): {"gpus": "gpus:" in words[1:3], "demand": "demand:" in words[1:3]} for words in sorted(told)}
-
-
-def unreached(coverage: Coverage) -> list[str]:
-    """Return the phases, events and outcomes of probes that no seed reached."""
-    wanted = {kind.__name__.lower() for kind in phases.Phase.__args__}
-    wanted |= {kind.__name__ for kind in events.Event.__args__}
-    wanted |= {outcome.value for outcome in events.Outcome}
-    wanted |= {reason.value for reason in phases.Reason} | {
-        kind.value for kind in events.FailureClass
-    } - _NOT_OF_THIS_WORLD
-    return sorted(wanted - {*coverage.phases, *coverage.events, *coverage.outcomes, *coverage.causes})
 
 
 def play_many(seeds: list[int], progress: Callable[[Outcome], None]) -> tuple[Coverage, list[Outcome]]:

@@ -11,8 +11,10 @@ import pytest
 
 from modelsupd.core.events import Event
 from modelsupd.core.phases import Phase
+from sim.checks import unreached
 from sim.clock import Asleep, VirtualLoop
-from sim.play import Outcome, kept_seeds, play, play_many, unreached
+from sim.play import Outcome, play, play_many
+from sim.seeds import kept_seeds
 
 SEEDS = range(50)
 
