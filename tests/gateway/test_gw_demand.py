@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from modelsupd.gateway.service import Ways
 from modelsupd.gateway.traffic import Ledger
 from waiting import auntil
 
-ASLEEP = {"availability": Availability.ON_DEMAND, "reason": "starts when asked for", "on_demand": True}
+ASLEEP: dict[str, Any] = {"availability": Availability.ON_DEMAND, "reason": "starts when asked for", "on_demand": True}
 WARM = Ways(tick_s=TICK_S, warm_after_s=0.05)
 
 

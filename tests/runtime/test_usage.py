@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from configs import read
 from core.samples import process, replica
+from gateway_daemon import listening_socket
+from gateway_process import Client, engine, prepared
+from gateway_process import Gateway as GatewayProcess
 from modelsupd.core.demand import Usage, Use, Wanted
 from modelsupd.core.events import Delivered, Event
 from modelsupd.core.health import begin
 from modelsupd.core.phases import Ready, Replica, Stopped
 from modelsupd.gatekeeper import Gatekeeper
 from modelsupd.gateway import wire
+from modelsupd.gateway.base import Availability, Model
 from modelsupd.gateway.channel import Channel, connect
+from modelsupd.runtime.gateway_link import GatewayLinks
 from waiting import auntil
 
 
@@ -172,3 +180,42 @@ def test_runs_that_are_gone_are_forgotten(place: Path) -> None:
         gateway.die()
 
     run(place, test)
+
+
+@pytest.mark.real
+def test_a_gateway_that_is_killed_with_requests_in_hand_leaves_no_run_busy(place: Path) -> None:
+    """Its real process: it asks for a model on demand, streams from it, and dies."""
+    asleep = Model(name="qwen", availability=Availability.ON_DEMAND, on_demand=True)
+
+    async def main() -> None:
+        used: list[Usage] = []
+        links = GatewayLinks(
+            place / wire.SOCKET_NAME,
+            on_hello=lambda peer: links.welcome(peer, accept=True, with_sockets=True),
+            on_delivered=lambda _: None,
+            on_evidence=lambda _: None,
+            on_used=lambda: used.append(links.usage()),
+        )
+        links.open()
+        links.publish((asleep,))
+        gateway = GatewayProcess(place, prepared(place))
+        with engine(place, token_s=0.05) as started, listening_socket() as listening:
+            links.sockets.append(listening)
+            await asyncio.to_thread(gateway.wait_accepting)
+            client = Client(listening)
+            asking = asyncio.create_task(asyncio.to_thread(lambda: client.chat(stream=True, max_tokens=1000)))
+            await auntil(lambda: used[-1].wanted)
+            assert used[-1].wanted["qwen"].waiting == 1
+            links.publish((Model(name="qwen", availability=Availability.READY, on_demand=True, runs=(started,)),))
+            stream = await asking
+            await auntil(lambda: links.usage().runs.get("qwen/0#1", Use()).in_flight == 1)
+            assert used[-1].wanted == {}
+            gateway.close()
+            await auntil(lambda: used[-1].runs.get("qwen/0#1", Use()).in_flight == 0)
+            assert used[-1].known
+            with contextlib.suppress(OSError):
+                stream.close()
+            client.close()
+            links.close()
+
+    asyncio.run(main())
