@@ -22,6 +22,7 @@ class Connection:
         self.engine = engine
         self.sock = sock
         self.buffer = b""
+        self.query = ""
 
     def serve(self) -> None:
         """Serve until the client goes."""
@@ -47,7 +48,8 @@ class Connection:
                 return None
         body, self.buffer = self.buffer[:length], self.buffer[length:]
         method, path, _ = lines[0].split(" ", 2)
-        return method, path.partition("?")[0], body
+        path, _, self.query = path.partition("?")
+        return method, path, body
 
     def more(self) -> bool:
         data = self.sock.recv(65536)
@@ -62,7 +64,7 @@ class Connection:
     def error(self, status: int, message: str, kind: str) -> None:
         self.send(status, {"error": {"code": status, "message": message, "type": kind}})
 
-    def answer(self, method: str, path: str, body: bytes) -> None:
+    def answer(self, method: str, path: str, body: bytes) -> None:  # noqa: C901 - one case a path
         """Answer one request; the faults come first."""
         faults = self.engine.faults
         generates = path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings")
@@ -72,10 +74,16 @@ class Connection:
         hangs = {"completions": generates, "loop": generates or path == "/metrics", "all": True}
         if hangs.get(faults.hang):
             self.engine.hang()
+        if self.engine.sleeps is not None and generates:
+            # The real one would touch memory that is not there any more.
+            self.engine.log("asked to generate while asleep", "E")
+            os._exit(139)
         if not self.engine.ready:
             self.error(503, "Loading model", "unavailable_error")
         elif path in ("/health", "/v1/health"):
             self.send(200, {"status": "ok"})
+        elif self.engine.vllm and os.environ.get("VLLM_SERVER_DEV_MODE") == "1" and self.sleep(method, path):
+            pass
         elif path == "/metrics":
             self.send(200, metrics(self.engine), "text/plain; version=0.0.4")
         elif path in ("/v1/models", "/models"):
@@ -90,6 +98,27 @@ class Connection:
         else:
             self.generate(path, body)
 
+    def sleep(self, method: str, path: str) -> bool:
+        """Do what vLLM does on its paths for developers; return whether this was one of them."""
+        engine, query = self.engine, self.query
+        if path == "/is_sleeping":
+            self.send(200, {"is_sleeping": engine.sleeps is not None})
+            return True
+        if method != "POST" or path not in ("/sleep", "/wake_up", "/collective_rpc"):
+            return False
+        engine.orders.append(f"{path}?{query}" if query else path)
+        if engine.faults.sleep_fails:
+            self.error(500, "CUDA error: out of memory", "InternalServerError")
+            return True
+        time.sleep(engine.faults.sleep_s)
+        if path == "/sleep":
+            engine.sleeps = int(dict(pair.split("=") for pair in query.split("&"))["level"])
+        elif path == "/wake_up" and query in ("", "tags=kv_cache"):
+            engine.sleeps = None
+        engine.on_sleep(engine.sleeps is not None)
+        self.send(200, {"status": "done"})
+        return True
+
     def fake(self, method: str, body: bytes) -> None:
         """Change the faults, and tell what there is to tell."""
         engine = self.engine
@@ -101,6 +130,7 @@ class Connection:
             return
         start_faults(engine)
         told = {"faults": engine.faults.all(), "counts": engine.counts, "in_flight": engine.in_flight}
+        told["orders"] = engine.orders
         self.send(200, {**told, "pid": os.getpid(), "argv": sys.argv, "environ": dict(os.environ)})
 
     def generate(self, path: str, body: bytes) -> None:

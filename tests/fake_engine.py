@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fake_answers import Connection
@@ -29,6 +30,7 @@ options:
   --disable-uvicorn-access-log, --no-disable-uvicorn-access-log
                         Disable uvicorn access log. (default: False)
   --dtype {auto,bfloat16,float,float16,float32,half}
+  --enable-sleep-mode, --no-enable-sleep-mode
   --enforce-eager, --no-enforce-eager
   --headless            Run in headless mode.
   --max-model-len MAX_MODEL_LEN
@@ -36,6 +38,12 @@ options:
   --tensor-parallel-size TENSOR_PARALLEL_SIZE, -tp TENSOR_PARALLEL_SIZE
   --uds UDS             Unix domain socket path.
 """
+
+
+#: Flags without a value that change nothing here.
+BARE = frozenset(
+    "metrics no-ui offline embedding disable-uvicorn-access-log enforce-eager enable-sleep-mode".split()  # noqa: SIM905 - as above
+)
 
 
 def options(engine: Engine, words: list[str]) -> tuple[str, int]:
@@ -71,7 +79,7 @@ def options(engine: Engine, words: list[str]) -> tuple[str, int]:
             engine.faults.set(fault, "true")
         elif fault in engine.faults.all():
             engine.faults.set(fault, words.pop(0))
-        elif name not in ("metrics", "no-ui", "offline", "embedding", "disable-uvicorn-access-log", "enforce-eager"):
+        elif name not in BARE:
             vllm = f"usage: vllm serve [model_tag] [options]\nmain.py serve: error: unrecognized arguments: {word}\n"
             os.write(2, vllm.encode() if engine.vllm else f"error: invalid argument: {word}\n".encode())
             os._exit(2 if engine.vllm else 1)
@@ -136,9 +144,10 @@ def on_term(engine: Engine) -> None:
         engine.ended.set()
 
 
-def main() -> None:
-    """Start, load, serve, and end when told to."""
+def main(on_sleep: Callable[[bool], None] | None = None) -> None:
+    """Start, load, serve, and end when told to; `on_sleep` hears when it falls asleep and when it wakes."""
     engine = Engine()
+    engine.on_sleep = on_sleep or engine.on_sleep
     address, port = options(engine, sys.argv[1:])
     faults = engine.faults
     if faults.term_loading != "die":
@@ -178,8 +187,11 @@ def install(folder: Path, name: str = "llama-server") -> Path:
     return program
 
 
-def install_vllm(folder: Path) -> Path:
-    """Put a `python` into `folder` that has vLLM, as far as anybody looks, and is this engine when it is run."""
+def install_vllm(folder: Path, on_gpus: tuple[Path, int, int] | None = None) -> Path:
+    """Put a `python` into `folder` that has vLLM, as far as anybody looks, and is this engine when it is run.
+
+    `on_gpus`: the folder of the fake library, and what it takes of each GPU, awake and asleep.
+    """
     for name in ("vllm", "torch", "transformers", "uvicorn", "fastapi", "zmq"):
         (folder / "site" / name).mkdir(parents=True)
         (folder / "site" / name / "__init__.py").write_text("raise SystemExit('it is only looked for')\n")
@@ -187,6 +199,9 @@ def install_vllm(folder: Path) -> Path:
     lines = program.read_text().splitlines()
     site = str(folder / "site")
     asked = f"if sys.argv[1] == '-c': import os; os.execve({sys.executable!r}, sys.argv, {{'PYTHONPATH': {site!r}}})"
+    if on_gpus is not None:
+        taken = [str(each) for each in on_gpus]
+        lines[-2:] = ["import gpu_engine", f"sys.argv[1:1] = {taken!r}", "gpu_engine.main()"]
     program.write_text("\n".join((*lines[:2], asked, *lines[2:], "")))
     return program
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -32,6 +33,8 @@ class Faults:
     term_loading = "die"  # SIGTERM while loading: "die" of it, or "swallow" it as vLLM
     orphan = ""  # leave a child behind: "session" (same session), "setsid" (forked twice, a session of its own)
     orphan_ignores_term = False
+    sleep_s = 0.0  # how long it takes to fall asleep, and to wake up
+    sleep_fails = False
     flood_bytes = 0  # write so much to the log as fast as it goes; -1: for ever
     flood_line_bytes = 100
     flood_byte = "x"
@@ -65,6 +68,9 @@ class Engine:
         self.counts = dict.fromkeys(("prompt", "predicted", "decode", "answered", "aborted", "terms"), 0)
         self.in_flight = 0
         self.ended = threading.Event()
+        self.sleeps: int | None = None  # the level at which it sleeps
+        self.orders: list[str] = []  # what it was told about sleeping, in order
+        self.on_sleep: Callable[[bool], None] = lambda _asleep: None
 
     def count(self, **by: int) -> None:
         """Add to counters."""

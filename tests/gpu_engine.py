@@ -1,7 +1,7 @@
 """The fake engine, on GPUs of the fake library: takes its memory of each GPU that it sees before it loads.
 
-`gpu_engine.py FOLDER BYTES ...`, then the fake engine's own command line. Where a GPU has not so much left, it dies as
-real ones do; with `--cuda-says WORDS` it says those words and dies.
+`gpu_engine.py FOLDER BYTES [BYTES WHILE ASLEEP] ...`, then the fake engine's own command line. Where a GPU
+has not so much left, it dies as real ones do; with `--cuda-says WORDS` it says those words and dies.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ def taken(folder: Path, uuid: str) -> int:
 
 def main() -> None:
     """Take memory, then be the fake engine."""
-    folder, size = Path(sys.argv[1]), int(sys.argv[2])
+    folder, size, asleep = Path(sys.argv[1]), int(sys.argv[2]), 0
     words = sys.argv[3:]
+    if words[0].isdigit():
+        asleep = int(words.pop(0))
     if "--cuda-says" in words:
         at = words.index("--cuda-says")
         os.write(2, words[at + 1].encode() + b"\n")
@@ -34,8 +36,14 @@ def main() -> None:
             os.write(2, b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate more than there is.\n")
             os._exit(1)
         (folder / "alloc" / f"{os.getpid()}.{uuid}").write_text(str(size))
+    mine = [path for path in (folder / "alloc").iterdir() if path.name.startswith(f"{os.getpid()}.")]
+
+    def on_sleep(sleeps: bool) -> None:
+        for path in mine:
+            path.write_text(str(asleep if sleeps else size))
+
     sys.argv[1:] = words
-    fake_engine.main()
+    fake_engine.main(on_sleep)
 
 
 if __name__ == "__main__":

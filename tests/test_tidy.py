@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "rounds": "core runtime",
         "departure": "core runtime",
         "followers": "runtime",
+        "on_demand": "core runtime",
         "gatekeeper": "config core engines gateway runtime",
         "control": "core errors weights.base",
         "gateway": "core errors",

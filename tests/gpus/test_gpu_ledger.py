@@ -77,7 +77,7 @@ def test_where_the_driver_does_not_tell_a_claim_stands_for_use(engine: int) -> N
 
 
 def test_what_placement_sees_is_the_account(engine: int) -> None:
-    card = ledger.card(account(seen(6, (engine, 3), (1, 2)), run("GPU-0")), 7, "in quarantine")
+    card = ledger.card(account(seen(6, (engine, 3), (1, 2)), run("GPU-0")), 7, "in quarantine", 3.0)
     gpu = card.gpu
     assert (gpu.uuid, gpu.total_bytes, gpu.foreign_bytes, gpu.reserve_bytes) == ("GPU-0", 16 * GIB, 3 * GIB, 7)
     assert (gpu.trouble, card.used, card.idle_bytes) == ("in quarantine", {"m/0": 3 * GIB}, GIB)

@@ -136,7 +136,12 @@ class Clients:
             return
         for other in self.world.runs.values():
             known = replicas.get(other.name)
-            if known is None or not self.world.remains(other) or known.spec.start is not Start.ON_DEMAND:
+            if (
+                known is None
+                or other.asleep
+                or not self.world.remains(other)
+                or known.spec.start is not Start.ON_DEMAND
+            ):
                 continue
             if exclude(replica.spec, replica.model, known.spec, known.model):
                 raise self.world.violated(f"{run.name}#{run.run} starts beside {other.name}#{other.run}")

@@ -44,11 +44,12 @@ NOTHING_TOLD = Usage()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A GPU and what was last seen on it: `used` bytes by replica, `idle_bytes` by no process that can be named."""
+    """A GPU, and what was in use of it at `read_at`: `used` bytes by replica, `idle_bytes` by nobody that can be named."""
 
     gpu: Gpu
     used: Mapping[str, int] = field(default_factory=dict)
     idle_bytes: int = 0
+    read_at: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def allot(
     waiting = {
         name: replica
         for name, replica in sorted(replicas.items())
-        if _awaits(replica) and name not in granted and name not in turns.evicted
+        if awaits(replica) and name not in granted and name not in turns.evicted
     }
     holds = {name: replica.hold for name, replica in replicas.items() if replica.hold is not None}
     holds |= {name: hold for name, hold in granted.items() if hold is not None}
@@ -97,9 +98,10 @@ def allot(
         if name in granted or _loads(replicas[name])
         for uuid in hold.gpus
     }
-    going = {*leaving, *turns.evicted, *(name for name in replicas if name not in granted and _ends(replicas[name]))}
-    ending = {uuid: name for name, hold in holds.items() if name in going for uuid in hold.gpus}
     by_uuid = {card.gpu.uuid: card for card in cards}
+    going = {*leaving, *turns.evicted, *(name for name in replicas if name not in granted and _ends(replicas[name]))}
+    going |= set(_settling(replicas, by_uuid))
+    ending = {uuid: name for name, hold in holds.items() if name in going for uuid in hold.gpus}
     claims = {name: claim_of(replica) for name, replica in waiting.items() if gpu_count(replica.spec) > 0}
     present = {
         name: replica
@@ -208,6 +210,14 @@ def claim_of(replica: Replica) -> Claim:
     )
 
 
+def _settling(replicas: Mapping[str, Replica], cards: Mapping[str, Card]) -> Iterator[str]:
+    """Yield those that have fallen asleep since their GPUs were read: what they keep is not known yet."""
+    for name, replica in replicas.items():
+        gpus = replica.hold.gpus if replica.hold is not None and rests(replica) else ()
+        if any(cards[uuid].read_at < replica.phase.since for uuid in gpus if uuid in cards):
+            yield name
+
+
 def _claim_to_wake(replica: Replica, before: Hold) -> Claim:
     """Return what one that sleeps wants again: the GPUs where it lies, and no others."""
     return Claim(
@@ -226,7 +236,8 @@ def _apart_from(replica: Replica) -> frozenset[str]:
     return frozenset(replica.spec.placement.apart_from) | own
 
 
-def _awaits(replica: Replica) -> bool:
+def awaits(replica: Replica) -> bool:
+    """Tell whether a replica waits to be given its turn: to start, or to wake up."""
     return isinstance(replica.phase, Waiting) or (rests(replica) and replica.runs_wanted)
 
 

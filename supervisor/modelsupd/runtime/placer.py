@@ -10,10 +10,10 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from modelsupd.core.allotment import NOTHING_TOLD, Allotment, Card, allot
+from modelsupd.core.allotment import NOTHING_TOLD, Allotment, Card, allot, awaits
 from modelsupd.core.demand import CLIENTS, Usage
 from modelsupd.core.events import Beside, Demanded, Event, Waits
-from modelsupd.core.phases import Ready, Replica, Waiting
+from modelsupd.core.phases import Ready, Replica
 from modelsupd.core.placement import Hold
 
 #: How often the numbers in a reason are brought up to date while the reason stays the same, in seconds.
@@ -68,7 +68,7 @@ class Placer:
     @property
     def waiting(self) -> bool:
         """Tell whether anyone waits."""
-        return any(isinstance(replica.phase, Waiting) for replica in self._replicas().values())
+        return any(map(awaits, self._replicas().values()))
 
     def look(self) -> None:
         """Decide now."""
@@ -126,7 +126,7 @@ class Placer:
         self._granted = {
             name: (run, hold)
             for name, (run, hold) in self._granted.items()
-            if name in replicas and isinstance(replicas[name].phase, Waiting) and replicas[name].last_run == run
+            if name in replicas and awaits(replicas[name]) and replicas[name].last_run == run
         }
         self._telling = {
             name: (before, to)

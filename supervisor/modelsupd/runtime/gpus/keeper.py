@@ -25,7 +25,7 @@ from modelsupd.runtime.gpus.inventory import Inventory, Look
 from modelsupd.runtime.gpus.ledger import Account, Missing
 from modelsupd.runtime.gpus.quarantine import Entry, Kind, Quarantine
 from modelsupd.runtime.gpus.reading import PROHIBITED, Seen
-from modelsupd.runtime.gpus.telling import meant, processes, row
+from modelsupd.runtime.gpus.telling import alike, meant, processes, row
 from modelsupd.runtime.placer import Placer
 
 log = structlog.get_logger("gpus")
@@ -132,12 +132,12 @@ class Gpus:
             self._seen_of(after).pids.add(after.process.pid)
             if isinstance(after.phase, Starting | Ready) and type(before and before.phase) is not type(after.phase):
                 self._wake.set()
-        if self._placer is not None and (
-            before is None or before.phase is not after.phase or before.hold != after.hold
-        ):
-            self._placer.look_soon()
-            if type(before and before.phase) is not type(after.phase) and self._placer.waiting:
-                self._wake.set()
+        if self._placer is None or (before is not None and alike(before, after)):
+            return
+        self._placer.look_soon()
+        moved = type(before and before.phase) is not type(after.phase) or isinstance(after.phase, Asleep)
+        if moved and self._placer.waiting:
+            self._wake.set()
 
     async def look(self) -> Look:
         """Look now, and do what follows from it."""
@@ -186,9 +186,8 @@ class Gpus:
     def cards(self) -> Sequence[Card]:
         """Return the GPUs as placement sees them, by what was read last and by who is there now."""
         self._reckon()
-        return [
-            ledger.card(account, self._spec().reserve_bytes, self._trouble(account.seen)) for account in self._accounts
-        ]
+        reserve_bytes, at = self._spec().reserve_bytes, self.inventory.last.at
+        return [ledger.card(each, reserve_bytes, self._trouble(each.seen), at) for each in self._accounts]
 
     def _trouble(self, seen: Seen) -> str:
         """Return why nothing may be placed on a GPU, "" where something may."""

@@ -99,8 +99,8 @@ def is_gone(pid: int) -> bool:
     return found is None or found.dead
 
 
-def card(account: Account, reserve_bytes: int, trouble: str) -> Card:
-    """Return a GPU as placement sees it."""
+def card(account: Account, reserve_bytes: int, trouble: str, read_at: float | None) -> Card:
+    """Return a GPU as placement sees it; `read_at` is when it was read."""
     seen = account.seen
     gpu = Gpu(
         uuid=seen.uuid,
@@ -113,7 +113,7 @@ def card(account: Account, reserve_bytes: int, trouble: str) -> Card:
         exclusive=seen.mode == EXCLUSIVE,
         part=seen.parent is not None,
     )
-    return Card(gpu=gpu, used=account.used, idle_bytes=account.idle_bytes)
+    return Card(gpu=gpu, used=account.used, idle_bytes=account.idle_bytes, read_at=read_at or 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,164 @@
+"""vLLM that sleeps instead of being stopped: what looks like it, on GPUs of a fake NVML. No real one sleeps on CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import fake_engine
+import tiny_llama
+from daemon.test_gateway import Client, behind, limits
+from fake_gpus import GIB, Cards
+from hosts import QUICK, Host, alive, fake, host, settled, whys
+from waiting import until
+
+pytestmark = pytest.mark.real  # each starts and ends daemons
+
+USES_GIB, ASLEEP_GIB = 5, 1
+
+
+def model(place: Path, name: str, demand: str = "", level: int = 1) -> str:
+    return f"""
+[models.{name}]
+engine = 'vllm'
+weights = '{place}/tiny'
+start = 'on-demand'
+gpus = 1
+[models.{name}.args]
+max_model_len = 64
+[models.{name}.placement]
+vram_bytes = {USES_GIB * GIB}
+[models.{name}.demand]
+sleep = {level}
+asleep_vram_bytes = {ASLEEP_GIB * GIB}
+sleep_timeout_s = 2
+residence_s = 0
+{demand}
+{QUICK.format(name=name)}
+{limits(name)}
+"""
+
+
+@contextmanager
+def serving(place: Path, *models: str, gpus: tuple[int, ...] = (8,)) -> Iterator[tuple[Host, Client]]:
+    tiny_llama.write(place / "tiny", context_length=64)
+    for file in (place / "tiny").iterdir():
+        settled(file)
+    cards = Cards(place / "cards", *gpus)
+    python = fake_engine.install_vllm(place, (place / "cards", USES_GIB * GIB, ASLEEP_GIB * GIB))
+    engines = f"[engines.vllm]\npython = '{python}'\n"
+    with host(place, cards.config(behind(*models, more=""), engines)) as daemon:
+        client = Client(daemon)
+        try:
+            yield daemon, client
+        finally:
+            client.close()
+
+
+def test_one_that_gives_way_sleeps_and_wakes_when_it_is_asked_for(place: Path) -> None:
+    with serving(place, model(place, "a"), model(place, "b")) as (daemon, client):
+        client.text(model="a")
+        first = daemon.replica("a/0")
+        assert fake(first["endpoint"])["environ"]["VLLM_SERVER_DEV_MODE"] == "1"
+        client.text(model="b")
+        asleep = daemon.replica("a/0")
+        assert (asleep["phase"], asleep["pid"]) == ("asleep", first["pid"])
+        assert "asleep at level 1" in asleep["reason"]
+        assert "gives way to b/0" in whys(daemon)
+        states = {model["id"]: model["state"] for model in client.get("/v1/models")[1]["data"]}
+        assert states == {"a": "on-demand", "b": "ready"}
+        claimed = {row["uuid"]: row["claimed_bytes"] for row in daemon.client.gpus()["gpus"]}
+        assert claimed == {"GPU-0": (USES_GIB + ASLEEP_GIB) * GIB}
+        client.text(model="a")
+        awake = daemon.replica("a/0")
+        assert (awake["phase"], awake["pid"], awake["run"]) == ("ready", first["pid"], 1)
+        assert fake(awake["endpoint"])["orders"] == ["/sleep?level=1&mode=abort", "/wake_up"]
+        assert daemon.replica("b/0")["phase"] == "asleep"
+        assert [daemon.replica(f"{name}/0")["restarts"] for name in "ab"] == [0, 0]
+
+
+def test_from_level_2_the_weights_are_read_again_before_it_is_asked_for_anything(place: Path) -> None:
+    with serving(place, model(place, "a", "idle_timeout_s = 0.3", level=2)) as (daemon, client):
+        client.text(model="a")
+        endpoint = daemon.until_phase("asleep", name="a/0")["endpoint"]
+        client.text(model="a")
+        steps = ["/sleep?level=2&mode=abort", "/wake_up?tags=weights", "/collective_rpc", "/wake_up?tags=kv_cache"]
+        assert fake(endpoint)["orders"][:4] == steps
+        assert daemon.replica("a/0")["run"] == 1
+
+
+def test_where_there_is_no_room_for_what_it_keeps_it_is_stopped(place: Path) -> None:
+    wide = model(place, "b").replace(f"vram_bytes = {USES_GIB * GIB}", f"vram_bytes = {8 * GIB}")
+    with serving(place, model(place, "a"), wide) as (daemon, client):
+        client.text(model="a")
+        pid = daemon.replica("a/0")["pid"]
+        client.text(model="b")
+        assert daemon.replica("a/0")["phase"] == "stopped"
+        assert not alive(pid)
+
+
+def test_one_that_cannot_sleep_is_stopped_and_one_that_cannot_wake_is_replaced(place: Path) -> None:
+    with serving(place, model(place, "a"), model(place, "b")) as (daemon, client):
+        client.text(model="a")
+        fake(daemon.replica("a/0")["endpoint"], sleep_fails=True)
+        client.text(model="b")
+        assert daemon.replica("a/0")["phase"] == "stopped"
+        assert "cannot sleep: POST /sleep?level=1&mode=abort was answered 500: " in whys(daemon)
+        client.text(model="a")
+        until(lambda: daemon.replica("b/0")["phase"] == "asleep")
+        fake(daemon.replica("b/0")["endpoint"], sleep_fails=True)
+        client.text(model="b")
+        assert daemon.replica("b/0")["run"] == 2
+        assert "crash: cannot wake: POST /wake_up was answered 500" in whys(daemon)
+
+
+def test_one_that_hangs_in_its_sleep_is_replaced_when_it_is_asked_for(place: Path) -> None:
+    with serving(place, model(place, "a", "idle_timeout_s = 0.3")) as (daemon, client):
+        client.text(model="a")
+        pid = daemon.until_phase("asleep", name="a/0")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        client.text(model="a")
+        assert daemon.replica("a/0")["run"] == 2
+        assert not alive(pid)
+
+
+def test_a_killed_daemon_finds_a_sleeper_asleep_and_an_operator_ends_it(place: Path) -> None:
+    with serving(place, model(place, "a", "idle_timeout_s = 0.3")) as (daemon, client):
+        client.text(model="a")
+        asleep = daemon.until_phase("asleep", name="a/0")
+        assert daemon.stop(signal.SIGKILL) != 0
+        daemon.start()
+        again = daemon.until_phase("asleep", name="a/0")
+        assert (again["pid"], again["gpus"]) == (asleep["pid"], ["GPU-0"])
+        until(lambda: client.address() is not None)
+        client.text(model="a")
+        assert daemon.replica("a/0")["pid"] == asleep["pid"]
+        daemon.until_phase("asleep", name="a/0")
+        assert daemon.run("stop", "a").returncode == 0
+        daemon.until_phase("stopped", name="a/0")
+        assert not alive(asleep["pid"])
+
+
+def test_it_is_stopped_when_it_has_slept_for_too_long(place: Path) -> None:
+    with serving(place, model(place, "a", "idle_timeout_s = 0.2\nasleep_timeout_s = 0.3")) as (daemon, client):
+        client.text(model="a")
+        daemon.until_phase("stopped", name="a/0")
+        assert "slept for 0.3 s" in whys(daemon)
+
+
+def test_clients_do_not_reach_its_paths_for_developers(place: Path) -> None:
+    with serving(place, model(place, "a")) as (daemon, client):
+        client.text(model="a")
+        for path in ("/sleep", "/wake_up", "/collective_rpc", "/is_sleeping"):
+            connection = client.connect()
+            connection.request("POST", path, json.dumps({"model": "a"}), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status in (404, 405), path
+            answer.read()
+        assert fake(daemon.replica("a/0")["endpoint"])["orders"] == []
