@@ -44,7 +44,7 @@ NOTHING_TOLD = Usage()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A GPU, and what was in use of it at `read_at`: `used` bytes by replica, `idle_bytes` by nobody that can be named."""
+    """A GPU, and what was in use of it at `read_at`: `used` by replica, `idle_bytes` by nobody that can be named."""
 
     gpu: Gpu
     used: Mapping[str, int] = field(default_factory=dict)
