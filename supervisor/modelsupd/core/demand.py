@@ -109,8 +109,9 @@ def needless(replica: Replica, usage: Usage, now: float) -> tuple[str, float | N
 class Yielding:
     """Whether a replica gives way: `now`, or once it is `closed` to new requests and idle, or not, and then `why`.
 
-    With `soon` it will, when it has been ready for long enough: nobody behind who waits is to have that room. `busy` tells that something is in flight; `cost` is what it costs to start it again, less the longer it has been
-    idle; `again_at` is when the answer may be another, None where only an event can change it.
+    With `soon` it will, when it has been ready for long enough: nobody behind who waits is to have that room. `busy`
+    tells that something is in flight; `cost` is what it costs to start it again, less the longer it has been idle;
+    `again_at` is when the answer may be another, None where only an event can change it.
     """
 
     now: bool = False

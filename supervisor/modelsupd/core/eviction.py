@@ -146,19 +146,7 @@ def _cheapest(
     if sum(sizes.values()) < deficit:
         return None
     if len(ordered) <= EXACT:
-        # A set that is enough is not added to: whoever is ended beside it only costs more.
-        enough: list[tuple[_Price, int, tuple[str, ...]]] = []
-        short: list[tuple[_Price, tuple[str, ...], int]] = [(_price(must, candidates), (), 0)]
-        for name in ordered:
-            one, size = candidates[name], sizes[name]
-            for (priority, busy, cost), chosen, given in tuple(short):
-                price = max(priority, one.priority), busy + one.busy, cost + one.cost
-                if given + size >= deficit:
-                    enough.append((price, len(chosen) + 1, (*chosen, name)))
-                else:
-                    short.append((price, (*chosen, name), given + size))
-        best = min(enough)[2]
-        return frozenset(must).union(best)
+        return frozenset(must).union(_exactly(deficit, ordered, sizes, candidates, _price(must, candidates)))
     taken: list[str] = []
     for name in ordered:
         if sum(sizes[one] for one in taken) >= deficit:
@@ -168,3 +156,21 @@ def _cheapest(
         if sum(sizes[one] for one in taken if one != name) >= deficit:
             taken.remove(name)
     return frozenset(must).union(taken)
+
+
+def _exactly(
+    deficit: int, ordered: Sequence[str], sizes: Mapping[str, int], candidates: Mapping[str, Candidate], base: _Price
+) -> tuple[str, ...]:
+    """Return the cheapest of all sets, of those that cost the same the smallest; all together are enough."""
+    # A set that is enough is not added to: whoever is ended beside it only costs more.
+    enough: list[tuple[_Price, int, tuple[str, ...]]] = []
+    short: list[tuple[_Price, tuple[str, ...], int]] = [(base, (), 0)]
+    for name in ordered:
+        one, size = candidates[name], sizes[name]
+        for (priority, busy, cost), chosen, given in tuple(short):
+            price = max(priority, one.priority), busy + one.busy, cost + one.cost
+            if given + size >= deficit:
+                enough.append((price, len(chosen) + 1, (*chosen, name)))
+            else:
+                short.append((price, (*chosen, name), given + size))
+    return min(enough)[2]
