@@ -36,7 +36,7 @@ from modelsupd.core.placement import Claim, Gpu, Held, Hold, place
 from modelsupd.core.sleeping import rests
 from modelsupd.core.spec import Start, gpu_count
 from modelsupd.core.timing import known_start
-from modelsupd.core.turns import Turns, TurnTaking
+from modelsupd.core.turns import Turns, TurnTaking, in_turn
 
 #: What is known while no gateway has told anything.
 NOTHING_TOLD = Usage()
@@ -83,11 +83,12 @@ def allot(
     `granted` is what was given already to those that are still published as waiting, `leaving` are those that were
     told to give way and are still published as ready.
     """
+    replicas = dict(sorted(replicas.items()))
     turns = Turns(closed=set(leaving))
     _retire(replicas, usage, now, turns)
     waiting = {
         name: replica
-        for name, replica in sorted(replicas.items())
+        for name, replica in replicas.items()
         if awaits(replica) and name not in granted and name not in turns.evicted
     }
     holds = {name: replica.hold for name, replica in replicas.items() if replica.hold is not None}
@@ -167,7 +168,8 @@ def _choose(
     sleepers = any(isinstance(replica.phase, Asleep) for replica in waiting.values())
     if not some or (not (apart or sleepers) and len(answer.placed) == len(claims)):
         turns.chosen |= dict.fromkeys(waiting.keys() - claims.keys(), ())
-        turns.chosen |= {name: answer.placed[name] for name in claims if name in answer.placed}
+        # Where several go to one GPU, the first of them loads first.
+        turns.chosen |= {name: answer.placed[name] for name in in_turn(waiting, told[0]) if name in answer.placed}
         turns.why |= answer.waiting
         return
     gpus, held = on

@@ -25,6 +25,9 @@ CLIENTS = "clients"
 #: What a start is reckoned to take that was never seen, in seconds.
 UNKNOWN_START_S = 60.0
 
+#: How long a model that has just become ready is kept for those that waited for it, until they reach it, in seconds.
+REACHED_WITHIN_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -114,12 +117,14 @@ def needless(replica: Replica, usage: Usage, now: float) -> tuple[str, float | N
 class Yielding:
     """Whether a replica gives way: `now`, or once it is `closed` to new requests and idle, or not, and then `why`.
 
-    `busy` tells that something is in flight; `cost` is what it costs to start it again, less the longer it has been
-    idle; `again_at` is when the answer may be another, None where only an event can change it.
+    With `soon` it will, when it has been ready for long enough: nobody behind who waits is to have that room. `busy`
+    tells that something is in flight; `cost` is what it costs to start it again, less the longer it has been idle;
+    `again_at` is when the answer may be another, None where only an event can change it.
     """
 
     now: bool = False
     closed: bool = False
+    soon: bool = False
     busy: bool = False
     cost: float = 0.0
     why: str = ""
@@ -135,19 +140,23 @@ def yields(replica: Replica, to: Replica, waits_since: float, usage: Usage, now:
         return Yielding(why=f"{replica.name} is pinned")
     if demand.priority > to.spec.demand.priority:
         return Yielding(why=f"{replica.name} has a higher priority")
+    above = demand.priority < to.spec.demand.priority
+    turn_at = waits_since + to.spec.demand.turn_s
     start_s = replica.learned.start_s if replica.learned is not None else UNKNOWN_START_S
     if rests(replica) and not replica.demanded_by:
         return Yielding(now=True, cost=start_s / max(1.0, now - phase.since))
     if not isinstance(phase, Ready):
-        return Yielding(why=f"{replica.name} is not ready yet")
+        return Yielding(soon=above or now >= turn_at, cost=start_s, why=f"{replica.name} is not ready yet")
     since = idle_since(replica, usage)
     cost = start_s / max(1.0, now - since) if since is not None else start_s
-    if demand.priority < to.spec.demand.priority:
+    if above:
         return Yielding(now=True, busy=since is None, cost=cost)
-    stays_until = phase.since + demand.residence_s
+    # Whose own turn it is serves those that waited for it, else two could take turns for ever and serve nobody.
+    unreached = since == phase.since and usage.waits_for(replica.model)
+    stays_until = phase.since + (max(demand.residence_s, REACHED_WITHIN_S) if unreached else demand.residence_s)
     if now < stays_until:
-        return Yielding(why=f"{replica.name} has only just become ready", again_at=stays_until)
-    turn_at = waits_since + to.spec.demand.turn_s
+        words = f"{replica.name} has only just become ready"
+        return Yielding(soon=now >= turn_at, cost=cost, why=words, again_at=stays_until)
     if now >= turn_at:
         # From here on it takes nothing new: who waits for it waits for its next turn.
         return Yielding(now=since is not None, closed=since is None, busy=since is None, cost=cost)

@@ -9,7 +9,7 @@ long they have been idle.
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,14 +88,28 @@ class Floor:
         `gone` are candidates who go in any case. Of what costs the same, it is where most is left, or least with
         `pack`.
         """
-        victims = frozenset(gone)
+        first = frozenset(gone)
+        if claim.uuids:
+            return self._room_on([gpu for gpu in self._gpus if gpu.uuid in claim.uuids], claim, candidates, first)
+        if claim.count == 1:
+            return self._room_on(self._gpus, claim, candidates, first)
+        # Those of one vendor only serve one replica, and where the first is best the others may not be enough.
+        vendors = dict.fromkeys(gpu.vendor for gpu in self._gpus)
+        alike = ([gpu for gpu in self._gpus if gpu.vendor == vendor] for vendor in vendors)
+        rooms = [room for gpus in alike if (room := self._room_on(gpus, claim, candidates, first)) is not None]
+        return min(rooms, key=lambda room: _price(room.victims - first, candidates), default=None)
+
+    def _room_on(
+        self, gpus: Sequence[Gpu], claim: Claim, candidates: Mapping[str, Candidate], gone: frozenset[str]
+    ) -> Room | None:
+        """Return the same for some GPUs only."""
+        victims = gone
         chosen: list[Gpu] = []
         count = len(claim.uuids) or claim.count
         while len(chosen) < count:
             options = []
-            for gpu in self._gpus:
-                wanted = gpu.uuid in claim.uuids if claim.uuids else _alike(gpu, chosen)
-                if wanted and gpu not in chosen and not gpu.trouble:
+            for gpu in gpus:
+                if gpu not in chosen and not gpu.trouble:
                     found = self._clear(gpu, claim, candidates, victims)
                     if found is not None:
                         left = self._free[gpu.uuid]
@@ -123,10 +137,6 @@ class Floor:
         return None if best is None else (_price(best, candidates), best)
 
 
-def _alike(gpu: Gpu, chosen: Sequence[Gpu]) -> bool:
-    return not chosen or chosen[0].vendor == gpu.vendor
-
-
 def _apart(claim: Claim, run: Held) -> bool:
     return claim.exclusive or run.exclusive or run.model in claim.apart or claim.model in run.apart
 
@@ -135,7 +145,7 @@ def _price(names: Collection[str], candidates: Mapping[str, Candidate]) -> _Pric
     if not names:
         return _FREE
     each = [candidates[name] for name in names]
-    return max(one.priority for one in each), sum(one.busy for one in each), sum(one.cost for one in each)
+    return max(one.priority for one in each), sum(one.busy for one in each), math.fsum(one.cost for one in each)
 
 
 def _cheapest(
@@ -148,14 +158,7 @@ def _cheapest(
     if sum(sizes.values()) < deficit:
         return None
     if len(ordered) <= EXACT:
-        enough = (
-            chosen
-            for count in range(1, len(ordered) + 1)
-            for chosen in itertools.combinations(ordered, count)
-            if sum(sizes[name] for name in chosen) >= deficit
-        )
-        best = min(enough, key=lambda chosen: (_price((*chosen, *must), candidates), len(chosen), chosen))
-        return frozenset(must).union(best)
+        return frozenset(must).union(_exactly(deficit, ordered, sizes, candidates, _price(must, candidates)))
     taken: list[str] = []
     for name in ordered:
         if sum(sizes[one] for one in taken) >= deficit:
@@ -165,3 +168,21 @@ def _cheapest(
         if sum(sizes[one] for one in taken if one != name) >= deficit:
             taken.remove(name)
     return frozenset(must).union(taken)
+
+
+def _exactly(
+    deficit: int, ordered: Sequence[str], sizes: Mapping[str, int], candidates: Mapping[str, Candidate], base: _Price
+) -> tuple[str, ...]:
+    """Return the cheapest of all sets, of those that cost the same the smallest; all together are enough."""
+    # A set that is enough is not added to: whoever is ended beside it only costs more.
+    enough: list[tuple[_Price, int, tuple[str, ...]]] = []
+    short: list[tuple[_Price, tuple[str, ...], int]] = [(base, (), 0)]
+    for name in ordered:
+        one, size = candidates[name], sizes[name]
+        for (priority, busy, cost), chosen, given in tuple(short):
+            price = max(priority, one.priority), busy + one.busy, cost + one.cost
+            if given + size >= deficit:
+                enough.append((price, len(chosen) + 1, (*chosen, name)))
+            else:
+                short.append((price, (*chosen, name), given + size))
+    return min(enough)[2]

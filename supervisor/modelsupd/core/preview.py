@@ -59,7 +59,12 @@ def preview(
             found[name] = Preview(name, "runs", why=f"is {phase_name(replica.phase)}: {replica.reason}")
     models = {replicas[name].model for name in wanted}
     asked = {model: usage.wanted.get(model, Wanted(1, now)) for model in models}
-    answer = allot(assumed, {}, cards, replace(usage, wanted={**usage.wanted, **asked}), now)
+    told = replace(usage, wanted={**usage.wanted, **asked})
+    answer = allot(assumed, {}, cards, told, now)
+    if answer.beside:
+        # Who runs there is told of the load first; then it begins.
+        assumed |= {other: replace(assumed[other], beside=event.loading) for other, event in answer.beside.items()}
+        answer = allot(assumed, {}, cards, told, now)
     for name in wanted.keys() - found.keys():
         placed = answer.placed.get(name)
         words = f"gives way to {name}"
@@ -72,7 +77,7 @@ def preview(
             found[name] = Preview(name, "starts", placed.hold.gpus if placed.hold is not None else ())
         else:
             why = answer.waiting.get(name, "")
-            closes = tuple(other for other in sorted(answer.closed) if other in why)
+            closes = tuple(other for other in sorted(answer.closed) if other in why.split())
             found[name] = Preview(name, "evicts" if victims else "waits", evicts=victims, closes=closes, why=why)
     return tuple(found[name] for name in wanted)
 

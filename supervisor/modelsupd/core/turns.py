@@ -3,7 +3,8 @@
 Three rules:
 
 1. In order: the higher priority first; of the same, those that always run before those on demand; then whoever has
-   waited longest. Whoever goes, or has room made for it, keeps that room: nobody behind takes it away.
+   waited longest. Whoever goes, or has room made for it, keeps that room: nobody behind takes it away. So does one
+   whose turn has come, and who waits only until those in its way have been ready for long enough.
 2. Nobody gives way before it is sure that room comes of it, for all that is needed.
 3. Who is in use gives way, to its own priority, by taking nothing new (`closed`); it is ended when it is idle.
 """
@@ -42,6 +43,17 @@ class Turns:
             self.again_at = at if self.again_at is None else min(self.again_at, at)
 
 
+def in_turn(waiting: Mapping[str, Replica], usage: Usage) -> dict[str, float]:
+    """Return those that wait in the order in which they go, and since when somebody waits for each."""
+    since = {name: waits_since(replica, usage) for name, replica in waiting.items()}
+
+    def order(name: str) -> tuple[object, ...]:
+        spec = waiting[name].spec
+        return -spec.demand.priority, spec.start is Start.ON_DEMAND, since[name], name
+
+    return {name: since[name] for name in sorted(waiting, key=order)}
+
+
 class TurnTaking:
     """One decision about all that wait.
 
@@ -68,14 +80,8 @@ class TurnTaking:
 
     def decide(self, waiting: Mapping[str, Replica], claims: Mapping[str, Claim]) -> Turns:
         """Decide about each, in order; a claim of no GPUs is not in `claims`."""
-        since = {name: waits_since(replica, self._usage) for name, replica in waiting.items()}
-
-        def order(name: str) -> tuple[object, ...]:
-            spec = waiting[name].spec
-            return -spec.demand.priority, spec.start is Start.ON_DEMAND, since[name], name
-
-        for name in sorted(waiting, key=order):
-            why = self._give(waiting[name], claims.get(name), since[name])
+        for name, since in in_turn(waiting, self._usage).items():
+            why = self._give(waiting[name], claims.get(name), since)
             if why:
                 self.turns.why[name] = why
         return self.turns
@@ -106,25 +112,24 @@ class TurnTaking:
             for name, other in self._present.items()
             if name not in self._leaving and other.model != replica.model
         }
-        against = {other.name for other in self._against(replica, self._present)}
+        # Who sleeps does not run, before it is woken.
+        against = {other.name for other in self._against(replica, self._present) if not rests(other)}
+        must = {name for name in against if name in answers}
         stays = [answers[name] for name in sorted(against) if name in answers and not _gives_way(answers[name])]
         if stays:
             self._note(stays)
+            self._reserve(replica, claim, answers, must)
             return f"never beside {', '.join(sorted(against))}: {_told(stays)}"
-        must = {name for name in against if name in answers}
         if not against and self._goes_now(replica, claim):
             return ""
         victims = must
         if claim is not None:
-            candidates = {
-                name: Candidate(self._present[name].spec.demand.priority, answer.busy, answer.cost)
-                for name, answer in answers.items()
-                if _gives_way(answer)
-            }
-            room = self._later.room_for(claim, candidates, must)
+            willing = {name: answer for name, answer in answers.items() if _gives_way(answer)}
+            room = self._later.room_for(claim, self._candidates(willing), must)
             if room is None and self._starts_elsewhere(replica, claim):
                 return "it lies where it cannot wake, and starts anew elsewhere"
             if room is None:
+                self._reserve(replica, claim, answers, must)
                 stays = [
                     answer
                     for name, answer in answers.items()
@@ -148,8 +153,7 @@ class TurnTaking:
 
     def _against(self, replica: Replica, others: Mapping[str, Replica]) -> Iterator[Replica]:
         for other in others.values():
-            # Who sleeps does not run.
-            if not rests(other) and exclude(replica.spec, replica.model, other.spec, other.model):
+            if exclude(replica.spec, replica.model, other.spec, other.model):
                 yield other
 
     def _goes_now(self, replica: Replica, claim: Claim | None) -> bool:
@@ -163,6 +167,30 @@ class TurnTaking:
         self.turns.chosen[replica.name] = gpus
         self._taken[replica.name] = replica
         return True
+
+    def _candidates(self, answers: Mapping[str, Yielding]) -> dict[str, Candidate]:
+        return {
+            name: Candidate(self._present[name].spec.demand.priority, answer.busy, answer.cost)
+            for name, answer in answers.items()
+        }
+
+    def _reserve(
+        self, replica: Replica, claim: Claim | None, answers: Mapping[str, Yielding], must: Collection[str]
+    ) -> None:
+        """Keep from everybody behind what gives way before long: whose turn has come would never find all of it."""
+        willing = {name: answer for name, answer in answers.items() if _gives_way(answer) or answer.soon}
+        if not any(answer.soon for answer in willing.values()) or not willing.keys() >= set(must):
+            return
+        victims = set(must)
+        if claim is not None:
+            room = self._later.room_for(claim, self._candidates(willing), must)
+            if room is None:
+                return
+            victims = set(room.victims)
+            self._later.leave(victims)
+            self._keep(replica, claim, room.gpus)
+        self._taken[replica.name] = replica
+        self._leaving |= victims
 
     def _keep(self, replica: Replica, claim: Claim, gpus: tuple[str, ...]) -> None:
         """Keep room for a replica, from everybody behind it."""

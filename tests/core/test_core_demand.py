@@ -1,0 +1,238 @@
+"""Who is asked for, who is idle, who gives way to whom, and what operators and clients change of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from core.demanding import fleet, on_demand, ready, starting, told, waits
+from core.samples import CRASH, DIGEST, process
+from modelsupd.core.demand import (
+    REACHED_WITHIN_S,
+    UNKNOWN_START_S,
+    Usage,
+    Use,
+    Wanted,
+    Yielding,
+    asked_for,
+    exclude,
+    idle_since,
+    needless,
+    waits_since,
+    yields,
+)
+from modelsupd.core.demand_spec import DemandSpec
+from modelsupd.core.phases import (
+    Backoff,
+    Draining,
+    Failed,
+    Halt,
+    Phase,
+    Reason,
+    Replica,
+    Resolving,
+    Spawning,
+    Stopped,
+    Want,
+)
+from modelsupd.core.spec import ModelSpec, Start
+
+IDLE_SINCE_0 = told()
+STOPPED = on_demand("a/0", Stopped(0.0))
+BACKOFF = Backoff(5.0, 1, CRASH, 99.0)
+FAILED = Failed(5.0, 1, CRASH, None)
+
+
+# Idle
+
+
+def test_one_is_idle_since_its_last_byte_or_since_it_became_ready() -> None:
+    assert idle_since(ready("a/0", 5), told()) == 5
+    assert idle_since(ready("a/0", 5), told(a=9.0)) == 9
+    assert idle_since(ready("a/0", 5), told(a=2.0)) == 5
+    assert idle_since(ready("a/0", 0), Usage({"a/0#1": Use(0, None)}, known=True)) == 0
+
+
+def test_one_in_use_is_not_idle_nor_one_of_which_nothing_is_known() -> None:
+    assert idle_since(ready("a/0"), told(busy={"a": 1}, a=9.0)) is None
+    assert idle_since(ready("a/0"), Usage()) is None
+    assert idle_since(starting("a/0"), told()) is None
+    other_run = Usage({"a/0#2": Use(3)}, known=True)
+    assert idle_since(ready("a/0", 5), other_run) == 5, "what another run has in flight is not its own"
+
+
+# Asked for
+
+
+def test_whoever_is_waited_for_and_rests_is_asked_for() -> None:
+    asked = Usage(wanted={"a": Wanted(1, 3.0)})
+    assert list(asked_for(fleet(STOPPED, on_demand("b/0", Stopped(0.0))), asked)) == ["a/0"]
+    assert list(asked_for(fleet(STOPPED), Usage(wanted={"a": Wanted(0, 3.0)}))) == []
+    assert list(asked_for(fleet(replace(STOPPED, demanded_by="clients")), asked)) == []
+    ending = replace(ready("a/0"), phase=Draining(0, process(1), Reason.EVICTED, 9, 9), demanded_by="")
+    assert list(asked_for(fleet(ending), asked)) == ["a/0"], "it starts again when it is gone"
+
+
+def test_nobody_is_asked_for_who_may_not_run() -> None:
+    asked = Usage(wanted={"a": Wanted(1, 3.0)})
+    for changes in ({"want": Want.DOWN}, {"removed": True}, {"halt": Halt.DRAIN}):
+        assert list(asked_for(fleet(replace(STOPPED, **changes)), asked)) == []
+    for start in (Start.ALWAYS, Start.MANUAL):
+        assert list(asked_for(fleet(on_demand("a/0", Stopped(0.0), start=start)), asked)) == []
+
+
+# Needless
+
+
+def test_one_goes_when_nothing_came_for_so_long() -> None:
+    served = ready("a/0", 5, idle_timeout_s=60)
+    assert needless(served, told(), 64.9) == ("", 65)
+    assert needless(served, told(), 65) == ("no request for 60 s", None)
+    assert needless(served, told(a=10.0), 65) == ("", 70)
+    assert needless(served, told(a=10.0), 70) == ("no request for 60 s", None)
+
+
+@pytest.mark.parametrize(
+    ("usage", "changes"),
+    [
+        (told(busy={"a": 1}), {}),
+        (told(wanted={"a": 1.0}), {}),
+        (Usage(), {}),
+        (told(), {"demanded_by": ""}),
+    ],
+    ids=["in use", "waited for", "nothing told", "going already"],
+)
+def test_one_stays_that_is_needed_or_of_which_nothing_is_known(usage: Usage, changes: dict[str, str]) -> None:
+    assert needless(replace(ready("a/0"), **changes), usage, 1e6) == ("", None)  # type: ignore[arg-type]  # fields by name
+
+
+def test_one_that_is_pinned_or_has_no_timeout_or_is_not_on_demand_stays() -> None:
+    assert needless(ready("a/0", idle_timeout_s=0), told(), 1e6) == ("", None)
+    assert needless(ready("a/0", pinned=True), told(), 1e6) == ("", None)
+    always = replace(ready("a/0", start=Start.ALWAYS), demanded_by="clients")
+    assert needless(always, told(), 1e6) == ("", None)
+    assert needless(starting("a/0"), told(), 1e6) == ("", None)
+
+
+def test_what_clients_no_longer_wait_for_waits_no_longer_and_what_an_operator_asked_for_does() -> None:
+    for before in (waits("a/0", pinned=True), on_demand("a/0", BACKOFF, idle_timeout_s=0)):
+        assert needless(before, told(), 1) == ("nobody waits for it any more", None)
+        assert needless(before, told(wanted={"a": 0.0}), 1) == ("", None)
+        assert needless(replace(before, demanded_by="ada"), told(), 1e6) == ("", None)
+
+
+def test_a_failed_one_is_forgotten_after_the_same_time() -> None:
+    failed = on_demand("a/0", FAILED, idle_timeout_s=60)
+    assert needless(failed, told(), 64) == ("", 65)
+    assert needless(failed, told(), 65) == ("no request for 60 s", None)
+
+
+# Who gives way
+
+
+TO = waits("b/0", turn_s=30)
+
+
+def asks(other: Replica, usage: Usage, now: float, since: float = 0.0, **demand: object) -> Yielding:
+    to = replace(TO, spec=replace(TO.spec, demand=replace(TO.spec.demand, **demand)))  # type: ignore[arg-type]  # fields by name
+    return yields(other, to, since, usage, now)
+
+
+def test_the_idle_give_way_to_their_own_priority_when_they_have_been_ready_for_long_enough() -> None:
+    other = ready("a/0", 5, residence_s=10)
+    assert asks(other, told(), 15) == Yielding(now=True, cost=3.0)
+    young = asks(other, told(), 14.9)
+    assert (young.now, young.closed, young.soon, young.again_at) == (False, False, False, 15)
+    assert young.why == "a/0 has only just become ready"
+
+
+def test_to_start_one_again_costs_less_the_longer_it_has_been_idle() -> None:
+    assert asks(ready("a/0"), told(), 60).cost == 0.5
+    assert asks(ready("a/0", residence_s=0), told(), 0.5).cost == 30.0
+    unknown = replace(ready("a/0"), learned=None)
+    assert asks(unknown, told(), 10).cost == UNKNOWN_START_S / 10
+    assert asks(ready("a/0"), told(busy={"a": 1}), 60).cost == 30.0
+
+
+def test_whoever_is_in_use_gives_way_when_the_others_turn_has_come() -> None:
+    busy = told(busy={"a": 1})
+    early = asks(ready("a/0"), busy, 29.9)
+    assert (early.now, early.closed, early.again_at, early.why) == (False, False, 30, "a/0 is in use")
+    assert asks(ready("a/0"), busy, 30) == Yielding(closed=True, busy=True, cost=30.0)
+    assert asks(ready("a/0"), busy, 25, since=-5).closed
+    assert asks(ready("a/0"), Usage(), 30).closed, "before anything is told it is taken to be in use"
+
+
+def test_one_that_is_waited_for_is_in_use_until_the_others_turn_has_come() -> None:
+    wanted = told(wanted={"a": 20.0}, a=10.0)
+    assert asks(ready("a/0"), wanted, 29.9).why == "a/0 is in use"
+    assert asks(ready("a/0"), wanted, 29.9).again_at == 30
+    assert asks(ready("a/0"), wanted, 30) == Yielding(now=True, cost=1.5)
+
+
+def test_whose_turn_it_is_has_it_until_those_that_waited_for_it_have_reached_it() -> None:
+    """Else two whose residence is nothing would take turns for ever, and serve nobody."""
+    just = ready("a/0", 100, residence_s=0)
+    wanted = told(wanted={"a": 20.0})
+    kept = asks(just, wanted, 100)
+    assert (kept.now, kept.closed, kept.soon, kept.again_at) == (False, False, True, 100 + REACHED_WITHIN_S)
+    assert asks(just, wanted, 100 + REACHED_WITHIN_S).now, "but not for ever"
+    assert asks(just, told(wanted={"a": 100.5}, a=100.5), 101).now, "they have reached it"
+    assert asks(just, told(), 100).now
+    assert asks(ready("a/0", 100, residence_s=60), wanted, 110).again_at == 160
+
+
+def test_to_a_higher_priority_one_gives_way_at_once_and_to_a_lower_one_never() -> None:
+    assert asks(ready("a/0", 5), told(busy={"a": 1}), 5, priority=1) == Yielding(now=True, busy=True, cost=30.0)
+    assert asks(ready("a/0", 5), told(), 5, priority=1) == Yielding(now=True, cost=30.0)
+    above = asks(ready("a/0", priority=1), told(), 1e6)
+    assert above == Yielding(why="a/0 has a higher priority")
+
+
+def test_the_pinned_and_those_not_on_demand_never_give_way() -> None:
+    assert asks(ready("a/0", pinned=True), told(), 1e6, priority=9) == Yielding(why="a/0 is pinned")
+    words = "a/0 does not start on demand, and stays"
+    for start in (Start.ALWAYS, Start.MANUAL):
+        assert asks(ready("a/0", start=start), told(), 1e6, priority=9) == Yielding(why=words)
+
+
+@pytest.mark.parametrize("phase", [Spawning(0.0, 1, DIGEST), starting("a/0").phase], ids=["spawning", "starting"])
+def test_one_that_is_not_ready_gives_way_to_nobody_yet(phase: Phase) -> None:
+    other = on_demand("a/0", phase)
+    early = asks(other, told(), 29)
+    assert early == Yielding(cost=30.0, why="a/0 is not ready yet")
+    assert asks(other, told(), 30) == replace(early, soon=True)
+    assert asks(other, told(), 0, priority=1) == replace(early, soon=True)
+
+
+# Since when one waits
+
+
+def test_a_wait_counts_from_the_oldest_request() -> None:
+    assert waits_since(waits("a/0", 7), told()) == 7
+    assert waits_since(waits("a/0", 7), told(wanted={"a": 3.0})) == 3
+    assert waits_since(waits("a/0", 7), told(wanted={"a": 9.0})) == 7
+    assert waits_since(on_demand("a/0", Resolving(0.0, 1)), told(wanted={"a": 9.0})) == 9
+    assert waits_since(STOPPED, told()) == float("inf")
+
+
+# Who excludes whom
+
+
+def spec(**demand: object) -> ModelSpec:
+    return replace(STOPPED.spec, demand=DemandSpec(**demand))  # type: ignore[arg-type]  # settings by name
+
+
+def test_two_exclude_each_other_whichever_says_so_by_name_or_group() -> None:
+    named, grouped, plain = spec(excludes=("b",)), spec(excludes=("g",)), spec()
+    member = spec(group="g")
+    for one, other in ((named, plain), (grouped, member)):
+        assert exclude(one, "a", other, "b")
+        assert exclude(other, "b", one, "a")
+    assert not exclude(plain, "a", member, "b")
+    assert not exclude(named, "a", plain, "c")
+    assert not exclude(grouped, "a", spec(group="h"), "b")
+    own = spec(group="g", excludes=("g",))
+    assert exclude(own, "a", own, "b")
+    assert not exclude(own, "a", own, "a"), "replicas of one model are not kept apart"
