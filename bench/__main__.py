@@ -22,6 +22,7 @@ FIGURES = {
     "gateway": "requests a second, time to the first event, CPU and memory, against nginx and HAProxy",
     "gateway_restart": "300 streams while the daemon or the gateway is replaced, against the same undisturbed",
     "placement": "1,000 replicas placed on 512 GPUs",
+    "swap": "a request for a model in whose place another is, until its first byte",
     "gguf_header": "reading the header of a GGUF file with a large vocabulary, against gguf's own reader",
 }
 

@@ -1,11 +1,12 @@
 /* The tiny engine of the benches: tells when it began and when it could serve, then answers as an engine would.
  *
- * usage: child NOTIFY LISTEN|- [DELAY_MS]
+ * usage: child NOTIFY LISTEN|- [DELAY_MS [FOLDER BYTES]]
  *
  * NOTIFY is a unix datagram socket, to which goes "began NANOSECONDS" first of all and "serves NANOSECONDS" when the
  * listening socket is there, both on CLOCK_REALTIME: a booted machine's CLOCK_MONOTONIC may begin anew. The pid is told
  * by the socket's credentials. LISTEN is the path
- * of the unix socket to serve on, - for none. DELAY_MS is how long it pretends to load before it listens.
+ * of the unix socket to serve on, - for none. DELAY_MS is how long it pretends to load before it listens. Of each GPU in
+ * CUDA_VISIBLE_DEVICES it takes BYTES, as the tests' fake NVIDIA library beside FOLDER/alloc understands it.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,10 +71,24 @@ static void answer(int fd, const char *body) {
     if (write(fd, text, length) < 0) return;
 }
 
+static void take(const char *folder, const char *bytes) {
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    char uuids[1024], path[4096];
+    snprintf(uuids, sizeof uuids, "%s", visible ? visible : "");
+    for (char *uuid = strtok(uuids, ","); uuid; uuid = strtok(NULL, ",")) {
+        snprintf(path, sizeof path, "%s/alloc/%d.%s", folder, (int)getpid(), uuid);
+        FILE *file = fopen(path, "w");
+        if (file == NULL) exit(1);
+        fputs(bytes, file);
+        fclose(file);
+    }
+}
+
 int main(int count, char **words) {
     long long began_ns = now_ns();
     if (count < 3) return 2;
     tell(words[1], "began", began_ns);
+    if (count > 5) take(words[4], words[5]);
     if (count > 3) {
         long delay_ms = atol(words[3]);
         struct timespec delay = {delay_ms / 1000, delay_ms % 1000 * 1000000};
