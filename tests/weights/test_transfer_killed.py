@@ -43,17 +43,18 @@ def add(hub: MockHub, data: bytes | Path) -> None:
 @pytest.mark.parametrize("parts", [1, 4])
 def test_kill_9_at_any_moment_costs_no_more_than_what_was_under_way(hub: MockHub, place: Path, parts: int) -> None:
     """Some die before the first byte, some over the last one; who comes next goes on from what is there."""
-    data = noise(48 * MIB)
+    data = b"".join(noise(64 * MIB, seed) for seed in range(4))
     (place / "source").write_bytes(data)
     add(hub, place / "source")
-    hub.faults[KEY] = faults.Drip(piece=64 * 1024, every_s=0)  # only so that each piece is counted when it is sent
+    # Slower than it is read, so that what was sent was received too, but for little.
+    hub.faults[KEY] = faults.Drip(piece=64 * 1024, every_s=0.0005 * parts)
     target = Target.of(hub, place, parts=parts, part_bytes=MIB)
     moments = random.Random(4)  # noqa: S311 - the same moments every time
     forks = Forks()
     killed, whole = 0, 1
     try:
         while killed < KILLS:
-            sent_before, due_bytes = hub.body_bytes_sent, moments.randrange(len(data) // KILLS)
+            sent_before, due_bytes = hub.body_bytes_sent, moments.randrange(2 * len(data) // KILLS)
             pid = forks.start(target)
 
             def due(pid: int = pid, until_sent: int = sent_before + due_bytes) -> bool:
@@ -74,7 +75,9 @@ def test_kill_9_at_any_moment_costs_no_more_than_what_was_under_way(hub: MockHub
 
     assert target.beside == [""]
     assert target.final.read_bytes() == data
-    assert hub.body_bytes_sent <= whole * len(data) + killed * parts * 8 * MIB
+    # Far below the 8 MiB for each part that are allowed, because without going on it would be 5 MiB for each kill. A
+    # buffer of a MiB is what may be lost of each; the second one of a single part is what the kernel holds of it.
+    assert hub.body_bytes_sent <= whole * len(data) + killed * max(parts, 2) * MIB
 
 
 #: The system call at which the process is killed, and the how-manieth of its kind it is.
