@@ -40,7 +40,7 @@ def noise(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)  # noqa: S311 - data for a test
 
 
-def quick(place: Path, **changed: float) -> Settings:
+def quick(place: Path, **changed: Any) -> Settings:  # noqa: ANN401 - settings of every kind
     """Return settings that make a test quick."""
     return Settings(place / "cache", place / "state", **{**QUICK, **changed})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 from filled_cache import tiny_safetensors
 from hosts import NAMESPACE, Host, fake_model, host, settled, small_gguf, whys
 from hub_faults import Drop, Stall, Status, Wrong
+from injecting import strace
 from mock_hub import MockHub, Repo
 from modelsupd.weights.cache import Repo as Cached
 from waiting import until
@@ -288,26 +291,42 @@ def test_weights_that_change_under_a_running_engine_are_told(place: Path, hub: M
         assert "has changed" not in ready["reason"]
 
 
+@pytest.mark.parametrize("when", ["before", "in the middle"])
 def test_a_disk_that_fills_up_says_what_is_missing_and_goes_on_when_there_is_space(
-    place: Path, hub: MockHub, repo: Repo
+    place: Path, hub: MockHub, repo: Repo, when: str
 ) -> None:
+    """In the middle it happens only where the file system cannot set space aside, which is made so."""
     (place / "hub").mkdir()
     mount = f"mount -t tmpfs -o size=2m,mode=0700 none {place}/hub"
     if subprocess.run([*NAMESPACE, "sh", "-c", mount], check=False, capture_output=True).returncode != 0:
         pytest.skip("no tmpfs can be mounted in a namespace here (user namespaces are off)")
-    models = of_hub(), fake_model("other")
-    with host(place, declared(place, hub, *models), start=False) as daemon:
-        filler = f"head -c 1500000 /dev/zero > {place}/hub/filler"
-        daemon.start(wrapped=[*NAMESPACE, "sh", "-c", f'{mount} && {filler} && exec "$@"', "sh"])
-        waiting = daemon.until_phase("backoff")
-        assert waiting["reason"].startswith("no-space: ")
-        assert "MiB" in waiting["reason"] or "KiB" in waiting["reason"]
-        assert daemon.until_phase("ready", name="other/0")["restarts"] == 0
+    hub.faults[NAME] = Stall(after=SIZE // 2, times=1)
+    models = of_hub(extra="start = 'manual'"), fake_model("other")
+    with host(place, declared(place, hub, *models), start=False) as daemon, contextlib.ExitStack() as held:
+        daemon.start(wrapped=[*NAMESPACE, "sh", "-c", f'{mount} && : > {place}/hub/filler && exec "$@"', "sh"])
         assert daemon.daemon is not None
         # The files of the namespace are reached through the daemon's own root.
-        Path(f"/proc/{daemon.daemon.pid}/root{place}/hub/filler").unlink()
+        filler = Path(f"/proc/{daemon.daemon.pid}/root{place}/hub/filler")
+        other = daemon.until_phase("ready", name="other/0")
+        if when == "in the middle":
+            held.enter_context(strace(daemon.daemon.pid, place, "fallocate:error=EOPNOTSUPP"))
+            daemon.client.command("start", "m")
+            fetching(daemon)
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            for _ in range(1_500):
+                file.write(bytes(1000))
+        if when == "before":
+            daemon.client.command("start", "m")
+        waiting = daemon.until_phase("backoff")
+        assert waiting["reason"].startswith("no-space: ")
+        assert re.search(r": \d+ bytes of space are missing \([\d.]+ [KM]iB", waiting["reason"]), waiting["reason"]
+        before = hub.body_bytes_sent
+        filler.unlink()
         daemon.until_phase("ready")
-        assert repo.file(FILE).size
+        if when == "in the middle":
+            assert hub.body_bytes_sent - before <= repo.file(FILE).size - SIZE // 4, "it went on from what was there"
+        now = daemon.replica("other/0")
+        assert (now["phase"], now["pid"], now["restarts"]) == ("ready", other["pid"], 0)
 
 
 @pytest.mark.real

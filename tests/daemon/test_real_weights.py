@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,10 @@ def test_one_flipped_byte_starts_nothing_and_is_healed_by_the_hub(place: Path, c
             assert blob.read_bytes() == content
             said = daemon.said()
             assert "weights moved aside" in said
-            assert f"expected sha256 {repo.file(FILE).sha256}" in said
+            assert (
+                f"expected sha256 {repo.file(FILE).sha256}, found sha256 {hashlib.sha256(spoiled).hexdigest()}" in said
+            )
+            assert FILE in said
             stream = streaming(ready["endpoint"], tokens=4)
             assert b"[DONE]" in b"".join(iter(lambda: stream.recv(65536), b""))
             stream.close()
@@ -79,5 +83,7 @@ def test_with_the_hub_away_nothing_spoiled_starts_and_what_is_whole_asks_nobody(
             assert FILE in waiting["reason"]
             assert waiting["pid"] is None
             said = daemon.said()
-            assert repo.file(FILE).sha256 in said
+            assert (
+                f"expected sha256 {repo.file(FILE).sha256}, found sha256 {hashlib.sha256(spoiled).hexdigest()}" in said
+            )
             assert "weights moved aside" in said

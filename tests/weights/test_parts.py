@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from modelsupd.core.events import FailureClass
 from modelsupd.weights.base import Stopped, WeightsError
-from modelsupd.weights.parts import PART_SUFFIX, RECORD_SUFFIX, PartFile, Ranges, beside, in_words, locked
+from modelsupd.weights.parts import PART_SUFFIX, RECORD_SUFFIX, PartFile, beside, in_words, locked
+from modelsupd.weights.ranges import Ranges
 from waiting import until
 
 SIZE = 40
@@ -108,6 +110,46 @@ def test_restart_forgets_all_for_good(place: Path) -> None:
         assert part.mark(5, 6) == 1
     with part_of(final) as part:
         assert list(part.done) == [(5, 6)]
+
+
+@pytest.mark.parametrize("how", ["meanwhile", "last", "when it is opened again"])
+def test_after_a_sync_that_failed_only_what_an_earlier_one_saw_to_is_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Linux calls pages clean that it could not write: they read well, and the next sync succeeds."""
+    final = place / "blob"
+
+    def fail(fd: int) -> None:
+        if os.path.samestat(os.fstat(fd), beside(final, PART_SUFFIX).stat()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with part_of(final) as part:
+        part.allocate(0)
+        part.mark(0, 10)
+        part.sync()
+        part.mark(10, 30)
+        with monkeypatch.context() as failing:
+            if how == "when it is opened again":
+                part.close()
+                failing.setattr(os, "fdatasync", fail)
+                with pytest.raises(WeightsError, match="Input/output error"):
+                    PartFile(final, part._fd, SIZE)
+            else:
+                failing.setattr(os, "fdatasync" if how == "meanwhile" else "fsync", fail)
+                with pytest.raises(WeightsError, match="Input/output error"):
+                    part.sync() if how == "meanwhile" else part.publish()
+        if how != "when it is opened again":
+            assert list(part.done) == [(0, 10)]
+            for again in (part.sync, part.publish, lambda: part.mark(10, 40)):
+                with pytest.raises(WeightsError, match="Input/output error"):
+                    again()
+            part.name_etag("tag")
+    assert not final.exists()
+    with part_of(final) as part:
+        assert list(part.done) == [(0, 10)]
+        part.mark(10, 40)
+        part.publish()
+    assert final.exists()
 
 
 def test_space_is_set_aside_before_it_is_needed(place: Path) -> None:

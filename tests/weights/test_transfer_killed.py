@@ -43,17 +43,18 @@ def add(hub: MockHub, data: bytes | Path) -> None:
 @pytest.mark.parametrize("parts", [1, 4])
 def test_kill_9_at_any_moment_costs_no_more_than_what_was_under_way(hub: MockHub, place: Path, parts: int) -> None:
     """Some die before the first byte, some over the last one; who comes next goes on from what is there."""
-    data = noise(48 * MIB)
+    data = b"".join(noise(64 * MIB, seed) for seed in range(4))
     (place / "source").write_bytes(data)
     add(hub, place / "source")
-    hub.faults[KEY] = faults.Drip(piece=64 * 1024, every_s=0)  # only so that each piece is counted when it is sent
+    # Slower than it is read, so that what was sent was received too, but for little.
+    hub.faults[KEY] = faults.Drip(piece=64 * 1024, every_s=0.0005 * parts)
     target = Target.of(hub, place, parts=parts, part_bytes=MIB)
     moments = random.Random(4)  # noqa: S311 - the same moments every time
     forks = Forks()
     killed, whole = 0, 1
     try:
         while killed < KILLS:
-            sent_before, due_bytes = hub.body_bytes_sent, moments.randrange(len(data) // KILLS)
+            sent_before, due_bytes = hub.body_bytes_sent, moments.randrange(2 * len(data) // KILLS)
             pid = forks.start(target)
 
             def due(pid: int = pid, until_sent: int = sent_before + due_bytes) -> bool:
@@ -74,35 +75,46 @@ def test_kill_9_at_any_moment_costs_no_more_than_what_was_under_way(hub: MockHub
 
     assert target.beside == [""]
     assert target.final.read_bytes() == data
-    assert hub.body_bytes_sent <= whole * len(data) + killed * parts * 8 * MIB
+    # Far below the 8 MiB for each part that are allowed, because without going on it would be 5 MiB for each kill. A
+    # buffer of a MiB is what may be lost of each; the second one of a single part is what the kernel holds of it.
+    assert hub.body_bytes_sent <= whole * len(data) + killed * max(parts, 2) * MIB
 
 
-#: The system call at which the process is killed, and the how-manieth of its kind it is.
-MOMENTS = ["fallocate", "pwrite64", "pwrite64:3", "fsync", "rename", "rename:2", "fsync:2", "unlink"]
+#: What a transfer does to files and folders.
+CALLS = ["fallocate", "flock", "fsync", "mkdir", "pwrite64", "rename", "unlink", "write"]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_9_at_each_step_leaves_the_right_file_or_none(hub: MockHub, place: Path, moment: str) -> None:
+@pytest.mark.parametrize("fault", ["signal=SIGKILL", "error=EIO", "error=ENOSPC"])
+@pytest.mark.parametrize("call", CALLS)
+def test_at_whatever_call_it_dies_or_fails_it_leaves_the_right_file_or_none(
+    hub: MockHub, place: Path, call: str, fault: str
+) -> None:
+    """The n-th one of its kind, for each n that there is; then another process fetches as if nothing had been."""
     if shutil.which("strace") is None:
-        pytest.skip("needs strace to kill at a system call")
-    data = noise(MIB)
+        pytest.skip("needs strace to make system calls fail")
+    data = noise(100_000)
     add(hub, data)
-    target = Target.of(hub, place)
-    call, _, number = moment.partition(":")
-    inject = f"inject={call}:signal=SIGKILL:when={number or 1}"
-    command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject, *target.command()]
-
-    died = subprocess.run(command, input=b"\n", capture_output=True, check=False, timeout=30)
-
-    if b"ptrace" in died.stderr:
-        pytest.skip("needs the right to trace our own processes")
-    assert died.returncode == -signal.SIGKILL
-    if target.final.exists():
-        assert moment in {"rename:2", "fsync:2", "unlink"}
+    # What stops at no other call is quicker, but was seen to kill nobody (strace 6.1).
+    said, quick = place / "strace", [] if fault == "signal=SIGKILL" else ["--seccomp-bpf"]
+    for number in range(1, 50):
+        target = Target.of(hub, place / str(number), parts=1)
+        inject = ["-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={number}"]
+        command = ["strace", "-f", *quick, "-qq", "-o", str(said), *inject, *target.command()]
+        process = subprocess.run(command, input=b"\n", capture_output=True, check=False, timeout=30)
+        if b"ptrace" in process.stderr:
+            pytest.skip("needs the right to trace our own processes")
+        if process.returncode != -signal.SIGKILL and "INJECTED" not in said.read_text():
+            assert json.loads(process.stdout)["received"] == len(data)
+            break
+        assert json.loads(process.stdout or b"{}").get("error", "cannot").startswith("cannot")
+        named = target.final.exists()
+        assert not named or target.final.read_bytes() == data
+        received = target.fetch().received_bytes
+        if call == "fsync" and fault != "signal=SIGKILL" and not named:
+            assert received == len(data), "what a sync failed for is not there for sure"
+        assert target.beside == [""]
         assert target.final.read_bytes() == data
-    target.fetch()
-    assert target.beside == [""]
-    assert target.final.read_bytes() == data
+    assert 1 < number < 49
 
 
 def half_done(hub: MockHub, place: Path) -> tuple[Target, int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from hosts import settled, small_gguf
+from modelsupd.core.events import Failure, FailureClass
 from modelsupd.runtime.fetching import worker_env
 from modelsupd.weights.base import LocalSource, Part, Role, Settings
 from modelsupd.weights.verdicts import Verdicts
-from modelsupd.weights.wire import Finished, Job, job_line, read_report
+from modelsupd.weights.wire import Finished, Job, job_line, read_report, report_line
 
 
 def test_a_worker_throws_away_what_nobody_asked_for_in_months(place: Path) -> None:
@@ -40,3 +42,16 @@ def test_a_worker_uses_the_tokens_that_the_command_line_would_use_and_no_other()
     passed = worker_env(given)
     assert "PYTHONPATH" not in passed
     assert given.items() - passed.items() == {("PYTHONPATH", "/elsewhere")}
+
+
+def test_a_worker_of_another_release_is_understood_whether_it_tells_of_waiting_or_not() -> None:
+    """An upgrade, or a way back, replaces the worker's code under a daemon that runs on."""
+    failed = Finished(Failure(FailureClass.UNREACHABLE, "cannot fetch it: hub answers 429", 7.0))
+    assert read_report(report_line(failed)) == failed
+    told = json.loads(report_line(failed))
+    del told["failure"]["retry_after_s"]
+    told["failure"]["of a later release"] = 1
+    kind, detail = FailureClass.UNREACHABLE, "cannot fetch it: hub answers 429"
+    assert read_report(json.dumps(told).encode()) == Finished(Failure(kind, detail, None))
+    assert read_report(json.dumps(told | {"v": 2}).encode()) is None
+    assert read_report(b"a library's own words") is None

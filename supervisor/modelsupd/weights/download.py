@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 from modelsupd.weights.base import Settings, Stopped, WeightsError
 from modelsupd.weights.inorder import InOrder
-from modelsupd.weights.parts import PartFile, Ranges, in_words
+from modelsupd.weights.parts import PartFile, in_words
 from modelsupd.weights.ranged import Answer, Attempt, Pace, Route, Wire
+from modelsupd.weights.ranges import Ranges
 
 #: Received, written and hashed at once: what fits into a core's cache; and how many may be on their way to the digest.
 BUFFER_BYTES = 1024 * 1024

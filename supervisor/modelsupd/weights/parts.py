@@ -7,11 +7,12 @@ range of bytes is there. Rules:
 2. A power cut may take bytes away that were written and not synced. After one, which the boot's id tells, nothing
    counts but what a line of `synced` ranges says, and that is written after the sync.
 3. Space that was allocated and not written says nothing. Only the record does, and last the digest.
+4. After a sync that failed, memory may hold what the disk does not, and another sync would succeed over it. So nothing
+   counts then either but what an earlier one has seen to; the rest is fetched and written again, by another call.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import ctypes
 import errno
@@ -19,7 +20,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 from modelsupd.core.events import FailureClass
 from modelsupd.weights.base import Stopped, WeightsError
 from modelsupd.weights.kept import sync_folder
+from modelsupd.weights.ranges import Ranges
 
 PART_SUFFIX = ".modelsupd-part"
 RECORD_SUFFIX = ".modelsupd-part.json"
@@ -54,50 +56,6 @@ _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, 
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
-class Ranges:
-    """A set of bytes of a file, as ranges `[start, end)` that neither touch nor overlap."""
-
-    def __init__(self, ranges: Sequence[tuple[int, int]] = ()) -> None:
-        """Take ranges in any order."""
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self.total = 0
-        for start, end in ranges:
-            self.add(start, end)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield the ranges, in order."""
-        return iter(zip(self._starts, self._ends, strict=True))
-
-    @property
-    def prefix(self) -> int:
-        """Return how many bytes are there from the file's start, without a gap."""
-        return self._ends[0] if self._starts and self._starts[0] == 0 else 0
-
-    def add(self, start: int, end: int) -> int:
-        """Add a range; return how many of its bytes are new."""
-        if end <= start:
-            return 0
-        first = bisect.bisect_left(self._ends, start)
-        last = bisect.bisect_right(self._starts, end)
-        before = sum(self._ends[at] - self._starts[at] for at in range(first, last))
-        if first < last:
-            start, end = min(start, self._starts[first]), max(end, self._ends[last - 1])
-        self._starts[first:last] = [start]
-        self._ends[first:last] = [end]
-        new = end - start - before
-        self.total += new
-        return new
-
-    def gap(self, size: int) -> tuple[int, int] | None:
-        """Return the first range below `size` that is not there, None when all is."""
-        start = self.prefix
-        if start >= size:
-            return None
-        after = self._starts[1:2] if start else self._starts[:1]
-        return start, min([size, *after])
-
-
 class PartFile:
     """A file on its way to its final name, held by one process (see `locked`). Its methods may be called by any thread.
 
@@ -113,11 +71,14 @@ class PartFile:
         self._final = final
         self._fd = fd
         self._record_path = beside(final, RECORD_SUFFIX)
+        self._new_record_path = beside(final, RECORD_SUFFIX + ".new")
         self._record_fd = -1
         self._lock = threading.Lock()
         # The kernel takes one writer of a file at a time, and those who wait for it there spin on a core meanwhile.
         self._writer = threading.Lock()
         self._unsynced = 0
+        self._failed: OSError | None = None
+        self._synced = Ranges()
         self.done = Ranges()
         try:
             with self._writing():
@@ -162,6 +123,8 @@ class PartFile:
     def mark(self, start: int, end: int) -> int:
         """Record that these bytes were written; return how many of them are new."""
         with self._lock, self._writing():
+            if self._failed:
+                raise self._failed
             new = self.done.add(start, end)
             if new:
                 self._append([start, end])
@@ -195,9 +158,10 @@ class PartFile:
         with self._lock:
             ranges, before = list(self.done), self._unsynced
         with self._writing():
-            os.fdatasync(self._fd)
+            self._sync_data(os.fdatasync)
             with self._lock:
                 self._append({"synced": ranges})
+                self._synced = Ranges(ranges)
                 self._unsynced -= before
             os.fdatasync(self._record_fd)
 
@@ -205,7 +169,7 @@ class PartFile:
         """Forget all bytes; return how many they were. No other thread may be writing."""
         with self._lock, self._writing():
             lost = self.done.total
-            self.done = Ranges()
+            self.done, self._synced = Ranges(), Ranges()
             self.etag = None
             self.resumed_bytes = 0
             self._write_record()
@@ -220,7 +184,7 @@ class PartFile:
     def publish(self) -> None:
         """Give it its final name, once it is verified; what was there is replaced. It outlives a power cut then."""
         with self._writing():
-            os.fsync(self._fd)
+            self._sync_data(os.fsync)
             os.replace(self.path, self._final)  # noqa: PTH105 - beside os.fsync, in one order that matters
             sync_folder(self._final.parent)
             self.forget()
@@ -229,6 +193,21 @@ class PartFile:
         """Remove the record; a part file without one counts as empty."""
         with contextlib.suppress(FileNotFoundError):
             self._record_path.unlink()
+
+    def _sync_data(self, sync: Callable[[int], None]) -> None:
+        """Sync the file. Where that fails, the record says from then on what is on disk for sure, and no more."""
+        try:
+            if self._failed:
+                raise self._failed
+            sync(self._fd)
+        except OSError as error:
+            with self._lock, contextlib.suppress(OSError):
+                self._failed, self.done = error, Ranges(list(self._synced))
+                # At first there is none, which counts for nothing, whatever becomes of the other one.
+                self.forget()
+                self._begin_record()
+                self._name_record()
+            raise
 
     # -- the record ---------------------------------------------------------------------------------------------------
 
@@ -267,23 +246,29 @@ class PartFile:
         for start, end in ranges:
             if 0 <= start <= end <= present:
                 self.done.add(start, end)
+                if isinstance(entry, dict):
+                    self._synced.add(start, end)
 
     def _write_record(self) -> None:
-        self.close()
-        new = self._record_path.with_name(self._record_path.name + ".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        self._record_fd = fd
-        self._append(self._head())
-        if self.done.total:
-            # Of an earlier boot only what was synced then is among these; of this one it is synced next.
-            self._append_all(self.done)
-        os.replace(new, self._record_path)  # noqa: PTH105 - beside os.open, as above
+        # Of an earlier boot only what was synced then is among these; of this one it is synced next.
+        if self.done.total > self._synced.total:
+            self._sync_data(os.fdatasync)
+        self._synced, self._unsynced = Ranges(list(self.done)), 0
+        self._begin_record()
+        self._name_record()
 
-    def _append_all(self, ranges: Ranges) -> None:
-        os.fdatasync(self._fd)
-        self._append({"synced": list(ranges)})
-        os.fdatasync(self._record_fd)
-        self._unsynced = 0
+    def _begin_record(self) -> None:
+        """Open a new record, which says what was synced, and not yet under its name."""
+        self.close()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._record_fd = os.open(self._new_record_path, flags, 0o666)
+        self._append(self._head())
+        if self._synced.total:
+            self._append({"synced": list(self._synced)})
+            os.fdatasync(self._record_fd)
+
+    def _name_record(self) -> None:
+        os.replace(self._new_record_path, self._record_path)  # noqa: PTH105 - beside os.open
 
     def _append(self, entry: object) -> None:
         data = json.dumps(entry, separators=(",", ":")).encode() + b"\n"

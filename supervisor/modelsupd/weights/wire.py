@@ -88,7 +88,7 @@ def read_report(line: bytes) -> Report | None:
         kind = _REPORTS[plain.pop("type")]
         if kind is Finished and plain["failure"]:
             failure = plain["failure"]
-            plain["failure"] = Failure(FailureClass(failure["kind"]), failure["detail"], failure["retry_after_s"])
+            plain["failure"] = Failure(FailureClass(failure["kind"]), failure["detail"], failure.get("retry_after_s"))
         return kind(**plain)  # type: ignore[no-any-return]  # one of the three kinds of the table
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
