@@ -37,7 +37,7 @@ def rule(kind: FailureClass, pattern: str, *, starting: bool = True) -> Rule:
     return Rule(kind, re.compile(pattern), starting)
 
 
-#: How a line begins that tells of a GPU's error: with names of exceptions or functions, and of what has failed. A GPU is
+#: How a line begins that tells of a GPU's error: with names of exceptions or functions, and what has failed. A GPU is
 #: put out of use for what follows, so that it must not be what a client sent, which a log of requests quotes.
 _GPU_ERROR = r"^(?:[\w.<>]+: )*(?:(?:CUDA|CUDA driver|HIP) error: |Cuda failure (?:\d+ )?')?"
 
