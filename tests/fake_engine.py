@@ -32,7 +32,9 @@ options:
   --dtype {auto,bfloat16,float,float16,float32,half}
   --enable-sleep-mode, --no-enable-sleep-mode
   --enforce-eager, --no-enforce-eager
+  --gpu-memory-utilization GPU_MEMORY_UTILIZATION, --device-memory-utilization GPU_MEMORY_UTILIZATION
   --headless            Run in headless mode.
+  --kv-cache-memory-bytes KV_CACHE_MEMORY_BYTES
   --max-model-len MAX_MODEL_LEN
   --served-model-name SERVED_MODEL_NAME [SERVED_MODEL_NAME ...]
   --tensor-parallel-size TENSOR_PARALLEL_SIZE, -tp TENSOR_PARALLEL_SIZE
@@ -55,6 +57,9 @@ def options(engine: Engine, words: list[str]) -> tuple[str, int]:
         "model",
         "max-model-len",
         "dtype",
+        "gpu-memory-utilization",
+        "kv-cache-memory-bytes",
+        "tensor-parallel-size",
         "log-colors",
         "ctx-size",
         "gpu-layers",

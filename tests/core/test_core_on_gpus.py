@@ -49,6 +49,7 @@ from modelsupd.core.events import (
     Waits,
 )
 from modelsupd.core.fleet import Declared
+from modelsupd.core.gpu_spec import PlacementSpec
 from modelsupd.core.health import begin, observe_start, stood_still_s, taken_over
 from modelsupd.core.learning import Learned, stall_after_s
 from modelsupd.core.phases import Clearing, Draining, Fault, Ready, Reason, Replica, Starting, Stopped, Waiting, Want
@@ -371,3 +372,15 @@ def test_gpus_are_counted_however_they_are_declared() -> None:
     assert [gpu_count(replace(SPEC, gpus=gpus)) for gpus in (0, 2, ("GPU-a",), ("GPU-a", "GPU-b"))] == [0, 2, 1, 2]
     assert Size() == Size(0, 0.0, estimated=False)
     assert Failure(FailureClass.GPU_LOST, "x").kind == "gpu-lost"
+
+
+def test_what_waits_is_sized_anew_when_its_claim_is_declared_otherwise() -> None:
+    declared = replace(ON_GPU, placement=PlacementSpec(vram_bytes=5))
+    waiting = replica(Waiting(0.0, 1, DIGEST), last_run=1, spec=declared)
+    same, nothing = step(waiting, Respecified(declared, DIGEST), 1.0)
+    assert (same, nothing) == (waiting, ())
+    again, actions = step(waiting, Respecified(ON_GPU, DIGEST), 1.0)
+    assert (again.last_run, again.spec, actions) == (2, ON_GPU, (Resolve(2),))
+    running = replica(Ready(0.0, process(1), begin(0.0)), last_run=1, spec=declared)
+    goes_on, nothing = step(running, Respecified(ON_GPU, DIGEST), 1.0)
+    assert (type(goes_on.phase), nothing) == (Ready, ())

@@ -10,6 +10,7 @@ from modelsupd.engines.base import adapter
 
 LLAMA = adapter(Engine.LLAMA_CPP)
 COMMAND = adapter(Engine.COMMAND)
+VLLM = adapter(Engine.VLLM)
 K = FailureClass
 
 #: Lines of GPU builds and of rarer deaths, as the sources print them; the rest is asked of a real one elsewhere.
@@ -56,6 +57,33 @@ def test_command_lines(kind: FailureClass, line: str) -> None:
     failure = COMMAND.classify(Exit(code=1), f"Traceback (most recent call last):\r\n  File x\n\x1b[31m{line}\x1b[0m\n")
     assert failure.kind is kind
     assert line in failure.detail
+
+
+#: A GPU is put out of use for these.
+BROKEN = [
+    "torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered",
+    "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    "RuntimeError: CUDA driver error: CUDA_ERROR_ECC_UNCORRECTABLE",
+    "pynvml.NVMLError_GpuIsLost: GPU is lost",
+    "Cuda failure 214 'uncorrectable ECC error encountered'",
+]
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_a_gpu_that_is_broken_is_told_of_by_the_engine_itself(line: str) -> None:
+    ready = "INFO:     Application startup complete.\n"
+    log = f"{ready}(EngineCore pid=7) ERROR 11-25 17:00:32 [core.py:1512] {line}\n"
+    assert VLLM.classify(Exit(code=0), log).kind is K.GPU_LOST
+    assert COMMAND.classify(Exit(code=1), f"{line}\n").kind is K.GPU_LOST
+    # Whereas what a client sent is quoted by a log of requests, and breaks nothing.
+    quoted = f"(APIServer pid=1) INFO 11-25 17:00:32 [logger.py:39] Received request cmpl-1: prompt: '{line}'"
+    assert VLLM.classify(Exit(code=0), f"{ready}{quoted}\n").kind is K.CRASH
+    assert LLAMA.classify(Exit(signal=6), f"llama_server: model loaded\nprompt of task 3: {line}\n").kind is K.CRASH
+
+
+@pytest.mark.parametrize("line", ["RuntimeError: No CUDA GPUs are available", "no CUDA-capable device is detected"])
+def test_a_gpu_that_is_not_seen_is_not_broken(line: str) -> None:
+    assert COMMAND.classify(Exit(code=1), f"{line}\n").kind is K.CRASH
 
 
 def test_stamps_of_shim_and_engine_are_cut_off() -> None:

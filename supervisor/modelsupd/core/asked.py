@@ -76,6 +76,7 @@ def respecified(replica: Replica, event: Respecified, now: float) -> Step:
     """Take over what is declared now; an engine that would be started differently is replaced."""
     changed = event.digest != replica.digest
     ran = replica.runs_wanted and not isinstance(replica.phase, Stopped)
+    claims = event.spec.placement != replica.spec.placement
     replica = replace(replica, spec=event.spec, digest=event.digest, removed=False)
     # What ran without being asked for, and now starts on demand, goes on until that is seen to be too long.
     by = replica.demanded_by or ("the configuration" if ran else "")
@@ -83,9 +84,9 @@ def respecified(replica: Replica, event: Respecified, now: float) -> Step:
     words = "the configuration changed"
     if not changed:
         # A replica that was on its way out of the configuration and is in it again starts from where it is.
-        if isinstance(replica.phase, Stopped) and replica.runs_wanted:
-            return begin(replica, words, now)
-        return replica, NOTHING
+        # What a run takes of GPUs was looked for as it was declared then, and not at all where the declaration said it.
+        again = isinstance(replica.phase, Stopped) or (isinstance(replica.phase, Waiting) and claims)
+        return begin(replica, words, now) if again and replica.runs_wanted else (replica, NOTHING)
     replica = _pardoned(replica, Reason.REPLACED)
     if isinstance(replica.phase, Resolving):
         after, actions = begin(replica, words, now)

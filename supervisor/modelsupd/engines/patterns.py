@@ -37,6 +37,10 @@ def rule(kind: FailureClass, pattern: str, *, starting: bool = True) -> Rule:
     return Rule(kind, re.compile(pattern), starting)
 
 
+#: How a line begins that tells of a GPU's error: with names of exceptions or functions, and what has failed. A GPU is
+#: put out of use for what follows, so that it must not be what a client sent, which a log of requests quotes.
+_GPU_ERROR = r"^(?:[\w.<>]+: )*(?:(?:CUDA|CUDA driver|HIP) error: |Cuda failure (?:\d+ )?')?"
+
 #: Of the dynamic linker and of ggml's memory, whatever the engine is.
 COMMON = (
     rule(
@@ -45,9 +49,11 @@ COMMON = (
     ),
     rule(
         FailureClass.GPU_LOST,
-        r"GPU is lost|GPU has fallen off the bus|uncorrectable (?:NVLink|ECC) error|cudaErrorECCUncorrectable"
-        r"|cudaErrorDevicesUnavailable|CUDA_ERROR_ECC_UNCORRECTABLE|all CUDA-capable devices are busy or unavailable"
-        r"|no CUDA-capable device is detected|No CUDA GPUs are available",
+        # Not that there is no device: for want of a device file or of a fitting driver no GPU is seen, and all would be
+        # put out of use in turn. Of one that is gone the driver tells.
+        _GPU_ERROR + r"(?:GPU is lost|GPU has fallen off the bus|uncorrectable (?:NVLink|ECC) error"
+        r"|cudaErrorECCUncorrectable|cudaErrorDevicesUnavailable|CUDA_ERROR_ECC_UNCORRECTABLE"
+        r"|all CUDA-capable devices are busy or unavailable|CUDA-capable device\(s\) is/are busy or unavailable)",
         starting=False,
     ),
     rule(
