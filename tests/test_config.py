@@ -132,7 +132,7 @@ def test_paths_are_relative_to_the_file_and_bare_names_are_left_for_path(tmp_pat
         ),
         ("binary = ''", "models.m.binary = '': must be a path, and is empty or holds a NUL"),
         ("binary = '~bob/x'", "models.m.binary = '~bob/x': only '~/' is understood, not another user's home"),
-        ('binary = "a/\\u001b[2J"', "models.m.start = 'x': must be 'always' or 'manual'"),
+        ('binary = "a/\\u001b[2J"', "models.m.start = 'x': must be 'always', 'on-demand' or 'manual'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_why(tmp_path: Path, setting: str, expected: str) -> None:

@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "narrator": "core weights.base",
         "adoption": "core runtime",
         "rounds": "core runtime",
-        "departure": "core runtime",
+        "departure": "core narrator runtime",
         "followers": "runtime",
         "on_demand": "core runtime",
         "gatekeeper": "config core engines gateway runtime",

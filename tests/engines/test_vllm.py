@@ -347,6 +347,8 @@ def test_a_help_text_is_read() -> None:
         "disable_uvicorn_access_log": Flag(value=False, bare=True),
         "no_disable_uvicorn_access_log": Flag(value=False, bare=True),
         "dtype": Flag(value=True, bare=False),
+        "enable_sleep_mode": Flag(value=False, bare=True),
+        "no_enable_sleep_mode": Flag(value=False, bare=True),
         "enforce_eager": Flag(value=False, bare=True),
         "no_enforce_eager": Flag(value=False, bare=True),
         "headless": Flag(value=False, bare=True),

@@ -35,16 +35,16 @@ class Clients:
     def onto(self, spec: ModelSpec) -> ModelSpec:
         """Return a declaration that starts on demand, or as it was."""
         rng = self.rng
-        if not self.active or rng.random() < 0.3:
+        if not self.active or rng.random() < 0.15:
             return spec
         demand = DemandSpec(
-            idle_timeout_s=rng.choice([0, 5, 40]),
+            idle_timeout_s=rng.choice([0, 5, 5, 40]),
             priority=rng.choice([0, 0, 1]),
             pinned=rng.random() < 0.1,
             group=rng.choice([None, "g"]),
             excludes=rng.choice([(), (), ("g",), ("m0",)]),
             residence_s=rng.choice([0, 5]),
-            sleep=rng.choice([0, 1, 2]) if spec.gpus else 0,
+            sleep=rng.choice([0, 1, 2, 2]) if spec.gpus else 0,
             asleep_vram_bytes=rng.choice([0, 1, 6]) * 1024**3,
             asleep_timeout_s=rng.choice([0, 30]),
             turn_s=rng.choice([5, 20]),
@@ -66,7 +66,7 @@ class Clients:
             self._go_on(key, now)
         models = sorted({replica.model for replica in replicas.values() if replica.spec.start is Start.ON_DEMAND})
         for model in models:
-            if self.coming and self.rng.random() < 0.05:
+            if self.coming and self.rng.random() < 0.08:
                 self.waiting.setdefault(model, []).extend([now] * self.rng.choice([1, 1, 4]))
             # Some give up; as many as go are drawn, whoever they are.
             if self.coming and self.waiting.get(model) and self.rng.random() < 0.02:

@@ -40,6 +40,9 @@ DEMAND_WORLDS = 0.5
 FAULTS_S = (60.0, 400.0)
 REST_S = 900.0
 
+#: How long clients go on coming then.
+CLIENTS_S = 150.0
+
 #: How much of a failed seed's story is shown.
 STORY_LINES = 60
 
@@ -319,12 +322,15 @@ class _Game:
         self._tell("no more faults")
         self.world.heal(rates.kind())
         self.cards.heal()
-        self.clients.coming = False
         self.disk.full = self.disk.broken = False
         self.disk.slow = 0.0
         if self.life is None:
             await self._start()
         assert self.life is not None
+        if self.clients.active:
+            # Whatever clients do to a machine that is well has to be borne too.
+            await asyncio.sleep(CLIENTS_S)
+            self.clients.coming = False
         until = self.loop.time() + REST_S
         wrong = ["not looked at"]
         while wrong and self.loop.time() < until and not self.outcome.broken:
