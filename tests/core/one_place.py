@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from core.demanding import on_demand, waits
-from core.samples import process
+from core.demanding import GIB, on_demand
+from core.samples import DIGEST, process
 from core.test_core_allotment import cards
 from modelsupd.core.allotment import Allotment, Card, allot
 from modelsupd.core.demand import Usage, Use, Wanted
 from modelsupd.core.health import begin
 from modelsupd.core.phases import Ready, Reason, Replica, Starting, Stopped, Stopping, Waiting
+from modelsupd.core.placement import Size
 
 #: Decisions at one instant, at most: one more and they go round in a circle.
 MOST_DECISIONS = 50
@@ -76,7 +78,7 @@ class OnePlace:
             self.replicas[f"{model}/0"] = self._resting(model)
 
     def _resting(self, model: str) -> Replica:
-        apart = {} if self.on_gpu else {"group": "g", "excludes": ("g",)}
+        apart: dict[str, Any] = {} if self.on_gpu else {"group": "g", "excludes": ("g",)}
         return on_demand(
             f"{model}/0",
             Stopped(self.now),
@@ -176,15 +178,13 @@ class OnePlace:
         for name, placed in answer.placed.items():
             replica = self.replicas[name]
             self.starts.append(replica.model)
-            run = process(placed.run)
-            self.replicas[name] = replace(replica, phase=Starting(self.now, run, begin(self.now)), hold=placed.hold)
+            phase = Starting(self.now, process(placed.run), begin(self.now))
+            self.replicas[name] = replace(replica, phase=phase, hold=placed.hold)
         began = False
         for name, replica in self.replicas.items():
             if isinstance(replica.phase, Stopped) and replica.demanded_by:
-                fresh = waits(name, self.now, 6, 1 if self.on_gpu else 0)
-                run = replica.last_run + 1
-                phase = replace(fresh.phase, run=run)  # type: ignore[call-arg]  # waiting, which has one
-                self.replicas[name] = replace(replica, phase=phase, last_run=run)
+                run, size = replica.last_run + 1, Size(6 * GIB) if self.on_gpu else None
+                self.replicas[name] = replace(replica, phase=Waiting(self.now, run, DIGEST, size), last_run=run)
                 began = True
         return bool(answer.placed or answer.evicted or began)
 
@@ -192,6 +192,3 @@ class OnePlace:
 def first_come_first_served(asks: Iterable[Ask]) -> int:
     """Return how often a model is started where requests are served one after another, as they come."""
     return sum(1 for _model, _asks in itertools.groupby(sorted(asks, key=lambda ask: ask.at), lambda ask: ask.model))
-
-
-__all__ = ["Ask", "OnePlace", "Pace", "Waiting", "first_come_first_served"]
