@@ -410,12 +410,14 @@ def test_the_same_question_has_the_same_answer_in_whatever_order_it_is_put(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases(most_gpus=1))
-def test_whoever_was_told_once_is_not_told_again_and_nobody_else_is_told_instead(
+def test_whoever_was_told_once_is_not_told_again_and_nobody_else_goes_for_the_same(
     case: tuple[dict[str, Replica], list[Card], Usage],
 ) -> None:
     replicas, on, usage = case
     note(brief(case))
     first = allot(replicas, {}, on, usage, NOW)
     again = allot(replicas, {}, on, usage, NOW, set(first.evicted))
-    assert again.evicted == {}
+    assert not again.evicted.keys() & first.evicted.keys()
+    # Where one goes, there may be room enough for somebody else; not for the same once more.
+    assert not {event.words for event in again.evicted.values()} & {event.words for event in first.evicted.values()}
     assert set(again.placed) == set(first.placed)

@@ -8,6 +8,7 @@ from typing import Any
 import pydantic
 
 from modelsupd.config.weights import SHA256
+from modelsupd.core.demand_spec import DemandSpec
 from modelsupd.core.gpu_spec import GpusSpec, PlacementSpec
 from modelsupd.core.spec import (
     MOST_REPLICAS,
@@ -34,6 +35,7 @@ _CLASSES: tuple[type, ...] = (
     AccessLogLimits,
     AutoRule,
     DaemonSpec,
+    DemandSpec,
     EngineSpec,
     GatewayLimits,
     GatewaySpec,
