@@ -265,6 +265,9 @@ class _Published(Collector):
     def _of_replicas(self) -> Iterator[Metric]:
         phase = GaugeMetricFamily("modelsupd_replica_phase", "1 for the present phase.", labels=(*_REPLICA, "phase"))
         want = GaugeMetricFamily("modelsupd_replica_want", "1 if the replica is wanted up.", labels=_REPLICA)
+        idle = GaugeMetricFamily(
+            "modelsupd_replica_idle", "1 while it starts on demand and nobody asks for it.", labels=_REPLICA
+        )
         memory = GaugeMetricFamily(
             "modelsupd_engine_memory_bytes", "Resident memory of the run's processes.", labels=_REPLICA
         )
@@ -274,10 +277,11 @@ class _Published(Collector):
             for kind in PHASES:
                 phase.add_metric((*labels, kind.__name__.lower()), float(isinstance(replica.phase, kind)))
             want.add_metric(labels, float(replica.want is Want.UP and not replica.removed))
+            idle.add_metric(labels, float(replica.idle))
             if use is not None:
                 memory.add_metric(labels, use.rss_bytes)
                 cpu.add_metric(labels, use.cpu_s)
-        yield from (phase, want, memory, cpu)
+        yield from (phase, want, idle, memory, cpu)
 
 
 def _label(outcome: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -15,10 +15,11 @@ import structlog.testing
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from control_world import MemoryPort, Tape
+from control_world import SPEC, MemoryPort, Tape
 from modelsupd.control.port import Port
 from modelsupd.core.events import (
     Cleared,
+    Demanded,
     Event,
     Exit,
     Exited,
@@ -32,6 +33,7 @@ from modelsupd.core.events import (
     Ticked,
     Vitals,
 )
+from modelsupd.core.spec import Start
 from modelsupd.errors import ModelsupdError
 from modelsupd.metrics import Metrics, serve
 
@@ -111,6 +113,17 @@ def test_phases_and_wants(place: Path) -> None:
     assert value("modelsupd_engine_memory_bytes", **labels) == 4096
     assert value("modelsupd_engine_cpu_seconds_total", **labels) == 1.25
     assert uses.asked == [("tiny/0", 1)]
+
+
+def test_one_on_demand_that_nobody_asks_for_is_wanted_and_idle(place: Path) -> None:
+    tape = Tape(spec=replace(SPEC, start=Start.ON_DEMAND))
+    metrics = Metrics(port_of(place, tape), Uses())
+    value = scraped(metrics)
+    assert (value("modelsupd_replica_want"), value("modelsupd_replica_idle", replica="tiny/0")) == (1, 1)
+    tape.now(Demanded("clients"), 1)
+    assert scraped(metrics)("modelsupd_replica_idle") == 0
+    always = Metrics(port_of(place, Tape()), Uses())
+    assert scraped(always)("modelsupd_replica_idle") == 0
 
 
 def test_starts_and_probes(place: Path) -> None:

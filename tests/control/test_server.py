@@ -106,6 +106,28 @@ def test_commands_carry_who_asked(place: Path) -> None:
     run(place, test)
 
 
+def test_a_plan_is_of_the_replicas_meant(place: Path) -> None:
+    async def test(_port: MemoryPort, client: Client) -> None:
+        rows = await asked(client.plan, "tiny")
+        assert rows == [
+            {
+                "name": "tiny/0",
+                "verdict": "runs",
+                "gpus": [],
+                "evicts": [],
+                "closes": [],
+                "why": "is ready: generates: 4 tokens in 20 ms",
+            }
+        ]
+        assert [row["name"] for row in await asked(client.plan, "gpt")] == ["tiny/0", "org/qwen:8b/0"]
+        status, message = await asyncio.to_thread(error_of, client.plan, "tinny")
+        assert (status, message) == (404, "there is no model or replica 'tinny'; did you mean 'tiny'?")
+        status, message = await asyncio.to_thread(error_of, client._ask, "GET", "/v1/plan", {})
+        assert (status, message) == (400, "cannot tell what is meant: 'target' is missing")
+
+    run(place, test)
+
+
 def error_of(call: Callable[..., object], *arguments: object) -> tuple[int, str]:
     with pytest.raises(ApiError) as caught:
         call(*arguments)

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
-from control_world import EPOCH, MemoryPort, Tape, wall
+from control_world import EPOCH, SPEC, MemoryPort, Tape, wall
 from modelsupd.cli.quick import code
 from modelsupd.control.status import document, last_known
-from modelsupd.core.events import Outcome, ProbeKind, Removed, StopAsked, Ticked
+from modelsupd.core.events import (
+    Demanded,
+    Evicted,
+    Outcome,
+    Placed,
+    ProbeKind,
+    Process,
+    Removed,
+    Spawned,
+    StopAsked,
+    Ticked,
+)
+from modelsupd.core.spec import Start
 
 ROW_KEYS = [
     "name",
@@ -21,6 +34,7 @@ ROW_KEYS = [
     "since",
     "restarts",
     "reason",
+    "idle",
     "weights",
     "left_s",
 ]
@@ -61,6 +75,7 @@ def test_the_document_is_as_the_contract_says(place: Path) -> None:
                 "engine": "command",
                 "want": "up",
                 "ready": True,
+                "idle": False,
                 "replicas": [
                     {
                         "name": "tiny/0",
@@ -73,6 +88,7 @@ def test_the_document_is_as_the_contract_says(place: Path) -> None:
                         "since": "2026-01-31T12:00:02.000Z",
                         "restarts": 0,
                         "reason": "generates: 4 tokens in 20 ms",
+                        "idle": False,
                         "weights": None,
                         "left_s": None,
                     }
@@ -93,6 +109,50 @@ def test_a_model_is_ready_when_all_its_wanted_replicas_are(place: Path) -> None:
     all_down = document(of(place, stopped("a/0")))
     assert (all_down["models"][0]["want"], all_down["models"][0]["ready"]) == ("down", False)
     assert code(all_down) == 0
+
+
+def on_demand(name: str = "a/0") -> Tape:
+    return Tape(name, spec=replace(SPEC, start=Start.ON_DEMAND))
+
+
+def test_one_that_starts_on_demand_and_that_nobody_asks_for_is_idle_and_nothing_is_wrong(place: Path) -> None:
+    idle = document(of(place, on_demand()))
+    model = idle["models"][0]
+    assert (model["want"], model["ready"], model["idle"]) == ("up", False, True)
+    assert (model["replicas"][0]["phase"], model["replicas"][0]["idle"]) == ("stopped", True)
+    assert model["replicas"][0]["reason"] == "starts when a client asks for it (start = 'on-demand')"
+    assert code(idle) == 0
+    tape = on_demand()
+    tape.now(Demanded("clients"), 1)
+    asked = document(of(place, tape))
+    assert (asked["models"][0]["ready"], asked["models"][0]["idle"], code(asked)) == (False, False, 1)
+    tape.resolved_first(2)
+    tape.now(Placed(1, None), 3)
+    tape.now(Spawned(1, Process(1, 100, 99, "unix:/x.sock", "d1")), 4)
+    tape.probed(Outcome.TOKENS, "4 tokens", 5)
+    served = document(of(place, tape))
+    assert (served["models"][0]["ready"], served["models"][0]["idle"], code(served)) == (True, False, 0)
+    tape.now(Evicted(1, "no request for 600 s"), 605)
+    going = document(of(place, tape))
+    assert (going["models"][0]["ready"], going["models"][0]["idle"], code(going)) == (False, True, 0)
+    assert going["models"][0]["replicas"][0]["reason"].endswith(
+        "no request for 600 s; starts when a client asks for it"
+    )
+
+
+def test_of_several_on_demand_those_that_are_asked_for_count(place: Path) -> None:
+    one = on_demand("a/1")
+    one.now(Demanded("clients"), 1)
+    some = document(of(place, on_demand("a/0"), one))
+    assert (some["models"][0]["ready"], some["models"][0]["idle"], code(some)) == (False, False, 1)
+
+
+def test_one_on_demand_that_an_operator_stopped_is_not_idle(place: Path) -> None:
+    tape = on_demand()
+    tape.now(StopAsked("ada"), 1)
+    model = document(of(place, tape))["models"][0]
+    assert (model["want"], model["ready"], model["idle"]) == ("down", False, False)
+    assert "stays down until started" in model["replicas"][0]["reason"]
 
 
 def test_what_an_operator_stopped_says_that_it_stays_so(place: Path) -> None:
@@ -119,7 +179,14 @@ def test_a_model_without_replicas_yet_is_awaited(place: Path) -> None:
     port = of(place, ready())
     port.models = lambda: {"new": port.tapes["tiny/0"].replica.spec}  # type: ignore[method-assign]  # declared, not there
     models = {model["name"]: model for model in document(port)["models"]}
-    assert models["new"] == {"name": "new", "engine": "command", "want": "up", "ready": False, "replicas": []}
+    assert models["new"] == {
+        "name": "new",
+        "engine": "command",
+        "want": "up",
+        "ready": False,
+        "idle": False,
+        "replicas": [],
+    }
     assert models["tiny"]["ready"]
 
 

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from textwrap import dedent
 
-from control_world import Tape, wall
+from control_world import SPEC, Tape, wall
 from modelsupd.control.why import Story, explain, names_of, sentence, story
-from modelsupd.core.events import FailureClass, Outcome, ProbeKind, RestartAsked, StopAsked, Ticked
+from modelsupd.core.events import (
+    Demanded,
+    Evicted,
+    FailureClass,
+    Outcome,
+    Placed,
+    ProbeKind,
+    Process,
+    RestartAsked,
+    Spawned,
+    StopAsked,
+    Ticked,
+    Waits,
+)
+from modelsupd.core.spec import Start
 
 
-def told(tape: Tape, at: float, *, running: bool = True, reason: str | None = None) -> str:
+def told(tape: Tape, at: float, *, running: bool = True, **row: object) -> str:
     name = tape.replica.name
     state = tape.records[-1]["state"]
-    return explain(name, state, story(tape.records, name), tape.timeline(at), running=running, reason=reason)
+    return explain(name, state, story(tape.records, name), tape.timeline(at), running=running, row=row)
 
 
 def golden(text: str) -> str:
@@ -137,6 +152,29 @@ def test_every_phase_has_its_words() -> None:
     assert "run 2 is started as soon as that is done." in told(tape, 52)
     tape.spawned_first(53)
     assert "ready with the first token" in told(tape, 54)
+
+
+def test_one_that_starts_on_demand_says_what_it_waits_for() -> None:
+    tape = Tape(spec=replace(SPEC, start=Start.ON_DEMAND))
+    assert "What happens next: nothing, until a client asks for it or 'modelsupd start tiny/0'." in told(
+        tape, 1, idle=True
+    )
+    tape.now(Demanded("clients"), 2)
+    tape.resolved_first(3)
+    tape.now(Waits(1, "b/0 is in use"), 4)
+    waiting = told(tape, 5)
+    assert "tiny/0 has been waiting for GPUs or for its turn since" in waiting
+    assert "waits for its turn: b/0 is in use" in waiting
+    assert "Models that start on demand give way in turn: see 'modelsupd plan --want tiny/0'." in waiting
+    tape.now(Placed(1, None), 6)
+    process = Process(1, 100, 99, "unix:/run/m/runs/x-1/engine.sock", "d1")
+    tape.now(Spawned(1, process), 7)
+    tape.probed(Outcome.TOKENS, "4 tokens", 8)
+    tape.now(Evicted(1, "gives way to b/0"), 9)
+    assert "then it starts again when a client asks for it." in told(tape, 10, idle=True)
+    assert "gives way to b/0" in told(tape, 10)
+    tape.now(Demanded("clients"), 11)
+    assert "then it waits for its next turn, for it is asked for again." in told(tape, 12)
 
 
 def test_daemon_starts_stand_in_the_story() -> None:

@@ -10,7 +10,7 @@ from core.samples import DIGEST, LEARNED, SPEC, process
 from modelsupd.core.demand import Usage, Use, Wanted
 from modelsupd.core.demand_spec import DemandSpec
 from modelsupd.core.health import begin
-from modelsupd.core.phases import Backoff, Failed, Phase, Ready, Replica, Spawning, Starting, Stopped, Waiting, Want
+from modelsupd.core.phases import Phase, Ready, Replica, Starting, Stopped, Waiting, Want
 from modelsupd.core.placement import Hold, Size
 from modelsupd.core.spec import Start
 
@@ -54,9 +54,10 @@ def starting(name: str, *gpus: int, **more: Any) -> Replica:  # noqa: ANN401 - a
 
 
 def waits(name: str, since: float = 0.0, size: int = 2, count: int = 0, **more: Any) -> Replica:  # noqa: ANN401 - as above
-    """Return one that waits since then, for so many GPUs and on each of them so many GiB."""
+    """Return one that an operator asked for and that waits, for so many GPUs and on each of them so many GiB."""
     phase = Waiting(since, 1, DIGEST, Size(size * GIB * count) if count else None)
-    return on_demand(name, phase, count=count, **more)
+    found = on_demand(name, phase, count=count, **more)
+    return replace(found, demanded_by="ada") if found.demanded_by else found
 
 
 def fleet(*replicas: Replica) -> Mapping[str, Replica]:
@@ -71,8 +72,3 @@ def told(
     runs = {f"{name}/0#1": Use(0, at) for name, at in last_at.items()}
     runs |= {f"{name}/0#1": Use(number, last_at.get(name)) for name, number in (busy or {}).items()}
     return Usage(runs, {model: Wanted(1, since) for model, since in (wanted or {}).items()}, known=True)
-
-
-__all__ = [
-    "GIB", "Backoff", "Failed", "Spawning", "Stopped", "fleet", "on_demand", "ready", "starting", "told", "waits",
-]  # fmt: skip

@@ -116,7 +116,10 @@ def test_one_that_is_pinned_or_has_no_timeout_or_is_not_on_demand_stays() -> Non
 
 
 def test_what_clients_no_longer_wait_for_waits_no_longer_and_what_an_operator_asked_for_does() -> None:
-    for before in (waits("a/0", pinned=True), on_demand("a/0", BACKOFF, idle_timeout_s=0)):
+    for before in (
+        replace(waits("a/0", pinned=True), demanded_by="clients"),
+        on_demand("a/0", BACKOFF, idle_timeout_s=0),
+    ):
         assert needless(before, told(), 1) == ("nobody waits for it any more", None)
         assert needless(before, told(wanted={"a": 0.0}), 1) == ("", None)
         assert needless(replace(before, demanded_by="ada"), told(), 1e6) == ("", None)

@@ -58,13 +58,11 @@ def lines(row: Mapping[str, Any]) -> Iterator[str]:
         case "starts":
             yield f"{name} starts at once{' on ' + ' and '.join(row['gpus']) if row['gpus'] else ''}"
         case "evicts":
-            yield f"{name} starts when there is room; it gives way:"
+            yield f"{name} starts when these have given way:"
             for victim in row["evicts"]:
                 yield f"  {_victim(victim)}"
         case _:
             yield f"{name} waits: {why}"
-            for closed in row["closes"]:
-                yield f"  {closed} takes nothing new, and gives way when it is idle"
 
 
 def _victim(victim: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ def code(document: Mapping[str, Any]) -> int:
     wanted = [model for model in document["models"] if model["want"] == "up"]
     gateway = document.get("gateway")
     served = gateway is None or any(run["accepts"] for run in gateway["runs"])
-    return READY if served and all(model["ready"] for model in wanted) else NOT_READY
+    return READY if served and all(model["ready"] or model["idle"] for model in wanted) else NOT_READY
 
 
 def _options(words: Sequence[str]) -> dict[str, Path] | None:

@@ -32,11 +32,12 @@ def status(place: Place, as_json: bool, watch: bool) -> None:
     Examples:
       modelsupd status
       modelsupd status --watch
-      modelsupd status --json | jq -r '.models[] | select(.ready | not) | .name'
+      modelsupd status --json | jq -r '.models[] | select((.ready or .idle) | not) | .name'
       modelsupd status > /dev/null || echo "something is not ready"
 
     \b
-    Exit status: 0 all that is wanted is ready, 1 something is not, 3 there is no daemon.
+    Exit status: 0 all that is wanted is ready, or starts on demand and nobody asks for it; 1 something is not; 3 there
+    is no daemon.
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     document = look(place)
     if watch:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from modelsupd.cli.place import Place, target_argument, timeline
@@ -28,13 +31,13 @@ def why(place: Place, target: str) -> None:
     Exit status: 0 told, 1 the journal is damaged, 2 no such model.
     """  # noqa: D301 - \b is click's mark for lines that are not to be wrapped
     known = place.known(target)
-    reasons: dict[str, str] = {}
+    rows: dict[str, Mapping[str, Any]] = {}
     if known.running:
         try:
             status = place.client().status()
         except NoDaemon:  # it went just now; the journal tells the rest
             status = {"models": []}
-        reasons = {row["name"]: row["reason"] for model in status["models"] for row in model["replicas"]}
+        rows = {row["name"]: row for model in status["models"] for row in model["replicas"]}
     reading = place.reading(known.state_dir)
     told = []
     for name in known.names:
@@ -49,7 +52,7 @@ def why(place: Place, target: str) -> None:
             story(records, name),
             timeline(reading.start),
             running=known.running,
-            reason=reasons.get(name),
+            row=rows.get(name),
         )
         told.append("\n".join(printable(line) for line in text.split("\n")))
     click.echo("\n\n".join(told))

@@ -19,6 +19,9 @@ from modelsupd.weights.base import Progress
 RUNNING = "running"
 NOT_RUNNING = "not running"
 
+#: What is said of one that starts on demand, and that nobody asks for.
+ON_DEMAND = "starts when a client asks for it"
+
 Document = dict[str, Any]
 
 
@@ -98,11 +101,14 @@ def _model(
     name: str, engine: str | None, rows: list[tuple[bool, dict[str, Any]]], *, awaited: bool = False
 ) -> dict[str, Any]:
     wanted = [row for want, row in rows if want]
+    # Whoever starts on demand and is asked for by nobody is as it should be, and not ready.
+    needed = [row for row in wanted if not row["idle"]]
     return {
         "name": name,
         "engine": engine,
         "want": str(Want.UP if wanted or awaited else Want.DOWN),
-        "ready": bool(wanted) and not awaited and all(row["phase"] == "ready" for row in wanted),
+        "ready": bool(needed) and not awaited and all(row["phase"] == "ready" for row in needed),
+        "idle": bool(wanted) and not awaited and not needed,
         "replicas": [row for _, row in rows],
     }
 
@@ -110,6 +116,8 @@ def _model(
 def _row(replica: Replica, port: Port, progress: Progress | None, changes: str) -> dict[str, Any]:
     process, wall = replica.process, port.wall
     reason = _reason(phase_name(replica.phase), replica.want, replica.reason) + _complaint(replica)
+    if replica.idle and ON_DEMAND not in reason:
+        reason += f"; {ON_DEMAND}"
     if isinstance(replica.phase, Resolving) and progress is not None:
         reason += f"; {progress_words(progress)}"
     if isinstance(replica.phase, Ready) and changes:
@@ -128,6 +136,7 @@ def _row(replica: Replica, port: Port, progress: Progress | None, changes: str) 
         "since": rfc3339(wall(replica.phase.since)),
         "restarts": replica.restarts,
         "reason": reason,
+        "idle": replica.idle,
         "weights": _progress(progress) if isinstance(replica.phase, Resolving) and progress is not None else None,
         "left_s": None if left_s is None else round(left_s, 1),
     }
@@ -164,6 +173,7 @@ def _recorded_row(name: str, state: Mapping[str, Any], wall: Callable[[float], d
         "since": rfc3339(wall(phase["since"])),
         "restarts": state["restarts"],
         "reason": _reason(phase["name"], state["want"], state["reason"]),
+        "idle": False,  # the spec, which tells how it starts, is not recorded
         "weights": None,
         "left_s": None,
     }

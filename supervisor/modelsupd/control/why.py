@@ -20,7 +20,7 @@ STORY_LENGTH = 15
 _IS = {
     "stopped": "has been stopped",
     "resolving": "has been about to start (its weights and its program are being looked at)",
-    "waiting": "has been waiting for GPUs",
+    "waiting": "has been waiting for GPUs or for its turn",
     "spawning": "has been about to start (its process is being made)",
     "starting": "has been starting",
     "ready": "has been ready",
@@ -38,6 +38,7 @@ _DELIBERATE = {
     "replaced": "a new run is started as now declared",
     "removed": "it is forgotten, because the configuration no longer has it",
     "shutdown": "it stays as it is until the next daemon, which starts it if it is wanted",
+    "evicted": "it starts again when a client asks for it",
     "stray": "it starts as declared, if it is wanted",
 }
 
@@ -77,27 +78,23 @@ def story(records: Iterable[Record], name: str) -> Story:
 
 
 def explain(
-    name: str,
-    state: Record,
-    told: Story,
-    timeline: Timeline,
-    *,
-    running: bool,
-    reason: str | None = None,
+    name: str, state: Record, told: Story, timeline: Timeline, *, running: bool, row: Record | None = None
 ) -> str:
     """Return the explanation of a replica.
 
-    `state` is its durable state, `reason` the words for it that a running daemon has now; without `running` the state
-    is what the last daemon left.
+    `state` is its durable state, `row` what a running daemon's status has of it, if it has any; without `running` the
+    state is what the last daemon left.
     """
+    row = row or {}
     lines = []
     if not running:
         lines += ["No daemon is running: this is what the journal last told, and processes named here may be gone.", ""]
-    lines += [_headline(name, state, told, timeline), *_state_lines(state, reason)]
+    lines += [_headline(name, state, told, timeline), *_state_lines(state, row.get("reason"))]
     if told.records or told.earlier:
         lines += ["", "What led there:"]
         lines += [f"  {line}" for line in _story_lines(told)]
-    lines += ["", f"What happens next: {following(name, state, timeline, running=running)}"]
+    following_words = following(name, state, timeline, running=running, idle=bool(row.get("idle")))
+    lines += ["", f"What happens next: {following_words}"]
     return "\n".join(lines)
 
 
@@ -133,10 +130,10 @@ def _state_lines(state: Record, reason: str | None) -> Iterator[str]:
         yield "  wanted down, after a reboot too"
 
 
-def following(name: str, state: Record, timeline: Timeline, *, running: bool) -> str:
+def following(name: str, state: Record, timeline: Timeline, *, running: bool, idle: bool = False) -> str:
     """Return what happens next to a replica in this state, in one sentence or two."""
     if running:
-        return _next(name, state, timeline)
+        return _next(name, state, timeline, idle=idle)
     if state["removed"]:
         return "nothing, the configuration no longer has it."
     if state["want"] == "down":
@@ -150,17 +147,20 @@ def following(name: str, state: Record, timeline: Timeline, *, running: bool) ->
     return "nothing, until 'modelsupd run': that daemon starts it."
 
 
-def _next(name: str, state: Record, timeline: Timeline) -> str:  # noqa: PLR0911 - one sentence a phase
+def _next(name: str, state: Record, timeline: Timeline, *, idle: bool) -> str:  # noqa: C901, PLR0911 - one sentence a phase
     phase = state["phase"]
     match phase["name"]:
+        case "stopped" if idle:
+            return f"nothing, until a client asks for it or 'modelsupd start {name}'."
         case "stopped" if state["want"] == "up" and not state["removed"]:
             return "the daemon is going; the next one starts it."
         case "stopped":
             return f"nothing, until 'modelsupd start {name}'."
         case "waiting":
             return (
-                f"run {phase['run']} is started as soon as it fits. What runs is not moved to make room: stop "
-                "something, or let it claim less ([models.NAME.placement]); see 'modelsupd gpu list'."
+                f"run {phase['run']} is started as soon as it fits. Models that start on demand give way in turn: see "
+                f"'modelsupd plan --want {name}'. What else runs is not moved to make room: stop something, or let it "
+                "claim less ([models.NAME.placement]); see 'modelsupd gpu list'."
             )
         case "resolving" | "spawning":
             return f"run {phase['run']} is started as soon as that is done."
@@ -195,6 +195,8 @@ def _ending(phase: Record, timeline: Timeline) -> str:
 def _after(state: Record, cause: Any) -> str:  # noqa: ANN401 - a reason's word or a fault, as recorded
     if state["want"] == "down":
         return "it stays stopped"
+    if cause == "evicted" and state.get("demanded_by"):
+        return "it waits for its next turn, for it is asked for again"
     if isinstance(cause, str):
         return _DELIBERATE.get(cause, f"it is settled what follows ({cause})")
     return "it is started again, at once or after a pause, as its history and the kind of failure say"

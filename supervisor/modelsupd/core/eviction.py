@@ -174,15 +174,24 @@ def _exactly(
     deficit: int, ordered: Sequence[str], sizes: Mapping[str, int], candidates: Mapping[str, Candidate], base: _Price
 ) -> tuple[str, ...]:
     """Return the cheapest of all sets, of those that cost the same the smallest; all together are enough."""
-    # A set that is enough is not added to: whoever is ended beside it only costs more.
-    enough: list[tuple[_Price, int, tuple[str, ...]]] = []
-    short: list[tuple[_Price, tuple[str, ...], int]] = [(base, (), 0)]
+    # A set that is enough is not added to: whoever is ended beside it only costs more. Of sets that are not, and give
+    # as many bytes at the same priority, only the cheapest can become part of the answer.
+    short: dict[tuple[int, int], tuple[int, float, int, tuple[str, ...]]] = {(0, base[0]): (base[1], base[2], 0, ())}
+    all_of_them = _price(ordered, candidates)
+    whole = max(base[0], all_of_them[0]), base[1] + all_of_them[1], base[2] + all_of_them[2]
+    best: tuple[_Price, int, tuple[str, ...]] = whole, len(ordered), tuple(ordered)
+    left = sum(sizes.values())
     for name in ordered:
         one, size = candidates[name], sizes[name]
-        for (priority, busy, cost), chosen, given in tuple(short):
-            price = max(priority, one.priority), busy + one.busy, cost + one.cost
+        left -= size
+        for (given, before), (busy, cost, count, chosen) in tuple(short.items()):
+            price = max(before, one.priority), busy + one.busy, cost + one.cost
+            if price > best[0]:
+                continue
             if given + size >= deficit:
-                enough.append((price, len(chosen) + 1, (*chosen, name)))
-            else:
-                short.append((price, (*chosen, name), given + size))
-    return min(enough)[2]
+                best = min(best, (price, count + 1, (*chosen, name)))
+            elif given + size + left >= deficit:
+                key, entry = (given + size, price[0]), (price[1], price[2], count + 1, (*chosen, name))
+                short[key] = min(short.get(key, entry), entry)
+        short = {key: entry for key, entry in short.items() if key[0] + left >= deficit}
+    return best[2]

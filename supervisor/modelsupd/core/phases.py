@@ -259,10 +259,15 @@ class Replica:
     demanded_by: str = ""
 
     @property
+    def idle(self) -> bool:
+        """Tell whether it is wanted and starts on demand, and nobody asks for it: then it should have no process."""
+        asked = self.spec.start is not Start.ON_DEMAND or bool(self.demanded_by)
+        return self.want is Want.UP and not self.removed and not asked
+
+    @property
     def runs_wanted(self) -> bool:
         """Tell whether a process should exist."""
-        asleep = self.spec.start is Start.ON_DEMAND and not self.demanded_by
-        return self.want is Want.UP and self.halt is Halt.NO and not self.removed and not asleep
+        return self.want is Want.UP and self.halt is Halt.NO and not self.removed and not self.idle
 
     @property
     def process(self) -> Process | None:

@@ -136,7 +136,9 @@ class TurnTaking:
                     if not _gives_way(answer) and self._present[name].spec.start is Start.ON_DEMAND
                 ]
                 self._note(stays)
-                return "; ".join(text for text in (self._without.get(replica.name, ""), _told(stays)) if text)
+                # What `placement` has room for goes to those ahead, who are not in its order.
+                without = self._without.get(replica.name, "those that go first leave no room")
+                return "; ".join(text for text in (without, _told(stays)) if text)
             victims = set(room.victims)
             self._later.leave(victims)
             self._keep(replica, claim, room.gpus)
@@ -219,12 +221,17 @@ class TurnTaking:
         self._leaving |= set(victims)
         self.turns.closed |= set(closed)
         if closed:
-            return f"{_listed(closed)} takes nothing new, and gives way when it is idle"
+            takes = (
+                "takes nothing new, and gives way when it is"
+                if len(closed) == 1
+                else "take nothing new, and give way when"
+            )
+            return f"{' and '.join(closed)} {takes} idle"
         for name in sorted(victims):
             sleeps = self._can_sleep(self._present[name], claim)
             self.turns.evicted[name] = Evicted(self._present[name].last_run, f"gives way to {replica.name}", sleeps)
         going = sorted(set(victims) | (set(against) & self._leaving))
-        return f"{_listed(going)} gives way" if going else "room is being made"
+        return f"{' and '.join(going)} {'gives' if len(going) == 1 else 'give'} way" if going else "room is being made"
 
     def _can_sleep(self, replica: Replica, claim: Claim | None) -> bool:
         """Tell whether one that gives way need not be ended: there is room for what it keeps while it sleeps."""
@@ -253,7 +260,3 @@ def _told(stays: Sequence[Yielding]) -> str:
     words = [answer.why for answer in stays]
     more = f", and {len(words) - TOLD} more stay" if len(words) > TOLD else ""
     return ", ".join(words[:TOLD]) + more
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(names)

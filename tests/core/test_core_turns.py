@@ -1,0 +1,423 @@
+"""Whose turn it is, and who gives way for it: `allot` as a whole, where some start on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from core.demanding import fleet, on_demand, ready, starting, told, waits
+from core.samples import CRASH, DIGEST, process
+from core.test_core_allotment import cards
+from modelsupd.core.allotment import Allotment, Card, allot
+from modelsupd.core.demand import Usage, Use, Wanted, exclude
+from modelsupd.core.events import Evicted, Placed
+from modelsupd.core.gpu_spec import PlacementSpec
+from modelsupd.core.phases import (
+    Backoff,
+    Clearing,
+    Draining,
+    Live,
+    Ready,
+    Reason,
+    Replica,
+    Resolving,
+    Spawning,
+    Stopped,
+    Stopping,
+    Waiting,
+)
+from modelsupd.core.placement import Hold, place
+from modelsupd.core.spec import Start, gpu_count
+
+GROUP: dict[str, Any] = {"group": "g", "excludes": ("g",)}
+GPU_0 = Hold(gpus=("GPU-0",), bytes=(2 << 30,), idle_bytes=(1,))
+
+
+def decide(*replicas: Replica, usage: Usage | None = None, now: float = 100.0, on: tuple[int, ...] = ()) -> Allotment:
+    return allot(fleet(*replicas), {}, cards(*on), usage or told(), now)
+
+
+# Who goes
+
+
+def test_one_that_needs_no_gpu_goes_at_once() -> None:
+    answer = decide(waits("a/0"))
+    assert (answer.placed, answer.waiting) == ({"a/0": Placed(1, None)}, {})
+
+
+def test_the_idle_give_way_where_there_is_no_room() -> None:
+    answer = decide(waits("b/0", 99, 6, 1), ready("a/0", 0, 0, size=6), on=(8,))
+    assert answer.evicted == {"a/0": Evicted(1, "gives way to b/0")}
+    assert answer.waiting == {"b/0": "a/0 gives way"}
+    assert (answer.placed, answer.closed, answer.again_at) == ({}, frozenset(), 600)
+
+
+def test_whoever_was_told_to_give_way_is_not_told_again_and_another_takes_nothing_of_it() -> None:
+    replicas = fleet(waits("b/0", 99, 6, 1), waits("c/0", 99.5, 2, 1), ready("a/0", 0, 0, size=6))
+    answer = allot(replicas, {}, cards(8), told(), 100, ["a/0"])
+    assert answer.evicted == {}
+    assert answer.closed == {"a/0"}
+    assert answer.placed == {}, "c would fit beside a, and takes the room that a makes for b"
+    ending = replace(ready("a/0", 0, 0, size=6), phase=Stopping(99, process(1), Reason.EVICTED, 109))
+    gone_soon = decide(waits("b/0", 99, 6, 1), waits("c/0", 99.5, 2, 1), replace(ending, demanded_by=""), on=(8,))
+    assert (gone_soon.placed, gone_soon.evicted) == ({}, {})
+    assert gone_soon.waiting["b/0"] == "room is being made"
+    gone = decide(waits("b/0", 99, 6, 1), waits("c/0", 99.5, 2, 1), on=(8,))
+    assert list(gone.placed) == ["b/0"]
+
+
+def test_the_order_is_priority_then_those_that_always_run_then_the_longest_wait() -> None:
+    low, high = waits("a/0", 1, 8, 1), waits("b/0", 9, 8, 1, priority=1)
+    assert list(decide(low, high, on=(8,)).placed) == ["b/0"]
+    always = waits("b/0", 9, 8, 1, start=Start.ALWAYS)
+    assert list(decide(low, always, on=(8,)).placed) == ["b/0"]
+    assert list(decide(waits("a/0", 9, 8, 1), waits("b/0", 1, 8, 1), on=(8,)).placed) == ["b/0"]
+    asked_long_ago = told(wanted={"a": 0.5})
+    assert list(decide(waits("a/0", 9, 8, 1), waits("b/0", 1, 8, 1), usage=asked_long_ago, on=(8,)).placed) == ["a/0"]
+
+
+def test_where_all_fit_on_one_gpu_they_load_in_the_same_order() -> None:
+    answer = decide(waits("a/0", 1, 2, 1), waits("b/0", 9, 2, 1, priority=1), on=(8,))
+    assert list(answer.placed) == ["b/0"]
+    assert answer.waiting == {"a/0": "there is room, and b/0 loads on GPU 0: nothing loads beside that"}
+
+
+def test_one_in_use_takes_nothing_new_when_the_others_turn_has_come_and_ends_when_it_is_idle() -> None:
+    pair = waits("b/0", 70, 6, 1, turn_s=30), ready("a/0", 0, 0, size=6)
+    early = decide(*pair, usage=told(busy={"a": 1}), now=99)
+    assert early.again_at == 100
+    assert "a/0 is in use" in early.waiting["b/0"]
+    then = decide(*pair, usage=told(busy={"a": 1}), on=(8,))
+    assert (set(then.closed), then.evicted) == ({"a/0"}, {})
+    assert then.waiting == {"b/0": "a/0 takes nothing new, and gives way when it is idle"}
+    assert decide(*pair, usage=told(a=100.0), on=(8,)).evicted == {"a/0": Evicted(1, "gives way to b/0")}
+
+
+def test_of_several_none_ends_before_all_can() -> None:
+    """The idle one would be ended for nothing, as long as the other is in use."""
+    two = ready("a/0", 0, 0, size=4), ready("c/0", 0, 0, size=4)
+    answer = decide(waits("b/0", 0, 8, 1), *two, usage=told(busy={"a": 1}), on=(8,))
+    assert (answer.evicted, set(answer.closed)) == ({}, {"a/0"})
+    answer = decide(waits("b/0", 0, 8, 1), *two, on=(8,))
+    assert set(answer.evicted) == {"a/0", "c/0"}
+    assert answer.waiting == {"b/0": "a/0 and c/0 give way"}
+
+
+def test_nobody_gives_way_where_it_is_not_enough() -> None:
+    pinned = ready("c/0", 0, 0, size=4, pinned=True)
+    answer = decide(waits("b/0", 0, 8, 1), ready("a/0", 0, 0, size=4, idle_timeout_s=0), pinned, on=(8,))
+    assert (answer.evicted, answer.closed, answer.again_at) == ({}, frozenset(), None)
+    assert answer.waiting["b/0"].endswith("(8.0 GiB claimed by a/0 and c/0); c/0 is pinned")
+
+
+def test_of_many_that_stay_a_few_are_told_of() -> None:
+    many = [ready(f"v{number}/0", 0, 0, size=2, pinned=True) for number in range(5)]
+    words = decide(waits("b/0", 0, 8, 1), *many, on=(10,)).waiting["b/0"]
+    assert words.endswith("; v0/0 is pinned, v1/0 is pinned, v2/0 is pinned, and 2 more stay")
+    three = decide(waits("b/0", 0, 8, 1), *many[:3], on=(10,)).waiting["b/0"]
+    assert three.endswith("v2/0 is pinned")
+    always = ready("a/0", 0, 0, size=8, start=Start.ALWAYS)
+    words = decide(waits("b/0", 0, 8, 1), always, on=(8,)).waiting["b/0"]
+    assert words == "GPU 0: needs 8.0 GiB, 0.0 GiB of 8.0 GiB left (8.0 GiB claimed by a/0)"
+
+
+def test_who_has_always_run_makes_those_on_demand_give_way_too() -> None:
+    answer = decide(waits("b/0", 99, 6, 1, start=Start.ALWAYS), ready("a/0", 0, 0, size=6), on=(8,))
+    assert set(answer.evicted) == {"a/0"}
+
+
+def test_a_model_never_gives_way_to_its_own_second_replica() -> None:
+    answer = decide(waits("a/1", 0, 6, 1), ready("a/0", 0, 0, size=6), on=(8,))
+    assert (answer.evicted, answer.closed) == ({}, frozenset())
+
+
+def test_the_order_in_which_they_are_given_does_not_matter_for_the_words() -> None:
+    many = [waits("b/0", 0, 8, 1), *(ready(f"v{number}/0", 0, 0, size=2, pinned=True) for number in range(4))]
+    assert decide(*many, on=(8,)) == decide(*reversed(many), on=(8,))
+
+
+# Those that exclude each other
+
+
+def test_of_those_that_exclude_each_other_one_goes() -> None:
+    answer = decide(waits("a/0", 2, **GROUP), waits("b/0", 1, **GROUP))
+    assert list(answer.placed) == ["b/0"]
+    assert answer.waiting == {"a/0": "b/0 goes first, and they never run beside one another"}
+
+
+def test_the_one_that_is_there_gives_way_or_is_told_of() -> None:
+    answer = decide(waits("b/0", 99, **GROUP), ready("a/0", **GROUP))
+    assert answer.evicted == {"a/0": Evicted(1, "gives way to b/0")}
+    assert answer.waiting == {"b/0": "a/0 gives way"}
+    answer = decide(waits("b/0", 99, **GROUP), ready("a/0", 95, **GROUP))
+    assert answer.evicted == {}
+    assert answer.waiting == {"b/0": "never beside a/0: a/0 has only just become ready"}
+    assert answer.again_at == 105
+    gone = replace(ready("a/0", **GROUP), phase=Clearing(99, 1, Reason.EVICTED), demanded_by="")
+    assert decide(waits("b/0", 99, **GROUP), gone).waiting == {"b/0": "a/0 gives way"}
+
+
+def test_what_was_given_and_is_not_published_yet_excludes_too() -> None:
+    replicas = fleet(waits("a/0", 99, **GROUP), waits("b/0", 1, **GROUP))
+    answer = allot(replicas, {"a/0": None}, [], told(), 100)
+    assert (answer.placed, answer.evicted) == ({}, {})
+    assert answer.waiting == {"b/0": "never beside a/0: a/0 is not ready yet"}
+
+
+def test_those_that_rest_exclude_nobody() -> None:
+    for phase in (Stopped(0.0), Resolving(0.0, 1), Backoff(0.0, 1, CRASH, 999.0)):
+        answer = decide(waits("b/0", 99, **GROUP), on_demand("a/0", phase, **GROUP), usage=told(wanted={"a": 1.0}))
+        assert list(answer.placed) == ["b/0"]
+
+
+def test_one_that_excludes_on_a_gpu_waits_for_room_as_well() -> None:
+    other = ready("a/0", 0, 0, size=4, **GROUP)
+    pinned = ready("c/0", 0, 0, size=4, pinned=True)
+    answer = decide(waits("b/0", 99, 6, 1, **GROUP), other, pinned, on=(8,))
+    assert (answer.evicted, answer.closed) == ({}, frozenset())
+    assert "c/0 is pinned" in answer.waiting["b/0"]
+
+
+# Whose turn has come loses it to nobody
+
+
+def test_whoever_needs_all_is_not_overtaken_by_those_who_have_only_just_begun() -> None:
+    """A small one would start on the free GPU, be young itself when the other no longer is, and so on for ever."""
+    big, small = waits("big/0", 0, 8, 2, turn_s=30), waits("s/0", 90, 8, 1)
+    young = ready("a/0", 95, 1, size=8)
+    answer = decide(big, small, young, on=(8, 8))
+    assert (answer.placed, answer.evicted, answer.closed, answer.again_at) == ({}, {}, frozenset(), 105)
+    assert "a/0 has only just become ready" in answer.waiting["big/0"]
+    assert decide(big, small, young, now=29, usage=told(wanted={"s": 0}), on=(8, 8)).placed != {}, "before its turn"
+    loading = starting("a/0", 1, size=8)
+    assert decide(big, small, loading, on=(8, 8)).placed == {}
+    stays = ready("a/0", 95, 1, size=8, pinned=True)
+    assert list(decide(big, small, stays, on=(8, 8)).placed) == ["s/0"], "nothing is kept free for what does not come"
+
+
+def test_whoever_excludes_several_is_not_overtaken_either() -> None:
+    alone = waits("x/0", 0, excludes=("s", "t"), turn_s=30)
+    answer = decide(alone, waits("s/0", 90), ready("t/0", 95))
+    assert (answer.placed, answer.evicted) == ({}, {})
+    assert answer.waiting["s/0"] == "x/0 goes first, and they never run beside one another"
+    assert list(decide(alone, waits("s/0", 90), ready("t/0", 95, pinned=True)).placed) == ["s/0"]
+
+
+def test_a_higher_priority_keeps_the_room_of_one_that_is_still_loading() -> None:
+    high, low = waits("h/0", 99, 8, 2, priority=1), waits("l/0", 0, 8, 1)
+    answer = decide(high, low, starting("a/0", 1, size=8), on=(8, 8))
+    assert (answer.placed, answer.evicted) == ({}, {})
+
+
+# Who is needed by nobody
+
+
+def test_whoever_is_idle_for_too_long_goes_and_its_room_is_given_then() -> None:
+    answer = decide(ready("a/0", 0, 0, size=6), now=600, on=(8,))
+    assert answer.evicted == {"a/0": Evicted(1, "no request for 600 s")}
+    both = decide(waits("b/0", 599, 6, 1), ready("a/0", 0, 0, size=6), now=600, on=(8,))
+    assert both.evicted == {"a/0": Evicted(1, "no request for 600 s")}
+    assert both.waiting == {"b/0": "room is being made"}
+    replicas = fleet(ready("a/0", 0, 0, size=6))
+    again = allot(replicas, {}, cards(8), told(), 600, {"a/0"})
+    assert (again.evicted, set(again.closed)) == ({}, {"a/0"})
+
+
+def test_nothing_loads_beside_one_that_goes() -> None:
+    answer = decide(waits("b/0", 599, 2, 1), ready("a/0", 0, 0, size=2), now=600, on=(8,))
+    assert answer.placed == {}
+    assert answer.waiting == {"b/0": "there is room, and a/0 ends on GPU 0: nothing loads beside that"}
+
+
+def test_clients_that_leave_end_the_wait_and_those_that_come_begin_it() -> None:
+    answer = decide(replace(waits("a/0"), demanded_by="clients"))
+    assert answer.placed == {}
+    assert answer.evicted == {"a/0": Evicted(1, "nobody waits for it any more")}
+    came = decide(on_demand("a/0", Stopped(0.0)), usage=told(wanted={"a": 99.0}))
+    assert came.demanded == ("a/0",)
+
+
+# Any case
+
+NOW = 1000.0
+
+
+@st.composite
+def replicas_of(draw: st.DrawFn, name: str, gpus: int) -> Replica:
+    """Return a replica in any phase that matters here."""
+    model = name.partition("/")[0]
+    start = draw(st.sampled_from([Start.ON_DEMAND] * 4 + [Start.ALWAYS]))
+    own: dict[str, Any] = {"priority": draw(st.sampled_from([0, 0, 0, 1])), "turn_s": draw(st.sampled_from([0, 30]))}
+    if start is Start.ON_DEMAND:
+        own |= {
+            "group": draw(st.sampled_from([None, "g"])),
+            "excludes": draw(st.sampled_from([(), (), ("g",), ("m0",) if model != "m0" else ()])),
+            "pinned": draw(st.integers(0, 5)) == 0,
+            "residence_s": draw(st.sampled_from([0, 10])),
+            "idle_timeout_s": draw(st.sampled_from([0, 600])),
+        }
+    since = NOW - draw(st.sampled_from([0, 5, 20, 100, 900]))
+    count = draw(st.sampled_from([0, 1, 1, 2])) if gpus > 1 else draw(st.sampled_from([0, 1, 1])) if gpus else 0
+    size = draw(st.integers(0, 8))
+    if draw(st.booleans()):
+        found = waits(name, since, size, count, start=start, **own)
+        return replace(found, spec=replace(found.spec, placement=draw(placements)))
+    on = draw(st.permutations(range(gpus)))[:count]
+    phase = draw(
+        st.sampled_from(
+            [
+                *[ready(name, since).phase] * 5,
+                starting(name).phase,
+                Spawning(since, 1, DIGEST),
+                Draining(since, process(1), Reason.EVICTED, NOW + 5, NOW + 5),
+                Draining(since, process(1), Reason.RESTART, NOW + 5, NOW + 5, held=True),
+                Clearing(since, 1, Reason.EVICTED),
+            ]
+        )
+    )
+    found = on_demand(name, phase, *on, size=min(size, 4), start=start, **own)
+    ends = isinstance(phase, Draining | Clearing) and not getattr(phase, "held", False)
+    return replace(found, demanded_by="" if ends else found.demanded_by)
+
+
+placements = st.sampled_from(
+    [PlacementSpec(), PlacementSpec(), PlacementSpec(exclusive=True), PlacementSpec(apart_from=("m1",))]
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn, most_gpus: int = 2, most: int = 6) -> tuple[dict[str, Replica], list[Card], Usage]:
+    """Return a fleet, its GPUs, and what gateways tell."""
+    sizes = draw(st.lists(st.integers(4, 9), max_size=most_gpus))
+    names = [f"m{number // 2 if number < 2 else number}/{number % 2 if number < 2 else 0}" for number in range(most)]
+    replicas = {name: draw(replicas_of(name, len(sizes))) for name in names[: draw(st.integers(1, most))]}
+    runs = {
+        f"{name}#1": Use(draw(st.sampled_from([0, 0, 2])), draw(st.sampled_from([None, NOW - 3, NOW - 700])))
+        for name in replicas
+    }
+    wanted = {
+        replica.model: Wanted(1, NOW - draw(st.sampled_from([0, 10, 200])))
+        for replica in replicas.values()
+        if draw(st.integers(0, 3)) == 0
+    }
+    return replicas, cards(*sizes), Usage(runs, wanted, known=draw(st.integers(0, 9)) > 0)
+
+
+def present(replica: Replica) -> bool:
+    return isinstance(replica.phase, Spawning | Live | Clearing)
+
+
+def ending(replica: Replica) -> bool:
+    phase = replica.phase
+    return isinstance(phase, Stopping | Clearing) or (isinstance(phase, Draining) and not phase.held)
+
+
+def may_go(replica: Replica, to: Replica, usage: Usage) -> str:
+    """Return why a replica may not be told to give way to another, "" where it may, told without the code that does."""
+    demand, phase = replica.spec.demand, replica.phase
+    if replica.spec.start is not Start.ON_DEMAND or demand.pinned or not isinstance(phase, Ready):
+        return "does not start on demand, is pinned or is not ready"
+    if demand.priority > to.spec.demand.priority:
+        return "is of a higher priority"
+    if demand.priority == to.spec.demand.priority:
+        in_flight = usage.runs.get(f"{replica.name}#1", Use()).in_flight
+        if in_flight or not usage.known:
+            return "is in use"
+        if phase.since + demand.residence_s > NOW:
+            return "has only just become ready"
+    return ""
+
+
+def fit_together(replicas: Mapping[str, Replica], on: list[Card], gone: Collection[str], claimants: list[str]) -> bool:
+    """Ask `placement` whether some that wait fit when others are gone."""
+    from modelsupd.core.allotment import _held, claim_of  # noqa: PLC0415 - what is held is reckoned as ever
+
+    holds = {name: each.hold for name, each in replicas.items() if each.hold is not None and name not in gone}
+    held = _held(replicas, holds, {card.gpu.uuid: card for card in on})
+    claims = [claim_of(replicas[name]) for name in claimants if gpu_count(replicas[name].spec)]
+    return place([card.gpu for card in on], held, claims).waiting == {}
+
+
+def brief(case: tuple[dict[str, Replica], list[Card], Usage]) -> str:
+    """Return a case in few words, for when it fails."""
+    replicas, on, usage = case
+    rows = [f"{card.gpu.uuid}: {card.gpu.total_bytes >> 30} GiB" for card in on]
+    for each in replicas.values():
+        holds = (
+            [(uuid, size >> 30) for uuid, size in zip(each.hold.gpus, each.hold.bytes, strict=True)]
+            if each.hold
+            else ""
+        )
+        rows.append(f"{each.name} {each.spec.start} {type(each.phase).__name__} since {each.phase.since} {holds}")
+        rows.append(f"    {each.spec.demand} gpus={each.spec.gpus} size={getattr(each.phase, 'size', '')}")
+    return "\n".join([*rows, str(usage)])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(cases())
+def test_whatever_is_there_nobody_gives_way_who_need_not_and_nobody_starts_beside_what_it_excludes(
+    case: tuple[dict[str, Replica], list[Card], Usage],
+) -> None:
+    replicas, on, usage = case
+    note(brief(case))
+    answer = allot(replicas, {}, on, usage, NOW)
+    claimants = set()
+    for name, event in answer.evicted.items():
+        to = replicas.get(event.words.removeprefix("gives way to "))
+        assert event.run == 1
+        if to is not None:
+            claimants.add(to.name)
+            assert isinstance(to.phase, Waiting)
+            assert to.model != replicas[name].model
+            assert may_go(replicas[name], to, usage) == ""
+    for name in answer.closed:
+        mine = replicas[name]
+        assert mine.spec.start is Start.ON_DEMAND
+        assert not mine.spec.demand.pinned
+        assert isinstance(mine.phase, Ready)
+        assert mine.phase.since + mine.spec.demand.residence_s <= NOW
+    gone = {*answer.evicted, *(name for name, each in replicas.items() if ending(each))}
+    assert fit_together(replicas, on, gone, [*sorted(claimants), *answer.placed]), "gave way for nothing"
+    there = [each for name, each in replicas.items() if present(each) or name in answer.placed]
+    for name in answer.placed:
+        for other in there:
+            assert not exclude(replicas[name].spec, replicas[name].model, other.spec, other.model)
+    assert not answer.placed.keys() & (answer.waiting.keys() | answer.evicted.keys())
+    assert answer.again_at is None or answer.again_at > NOW, "would be asked again at once, and for ever"
+    unsettled = {event.loading for event in answer.beside.values()}
+    for name, each in replicas.items():
+        if isinstance(each.phase, Waiting) and name not in answer.evicted:
+            assert name in answer.placed or answer.waiting.get(name) or name in unsettled, f"{name} is not told why"
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(cases(), st.randoms(use_true_random=False))
+def test_the_same_question_has_the_same_answer_in_whatever_order_it_is_put(
+    case: tuple[dict[str, Replica], list[Card], Usage], rng: object
+) -> None:
+    replicas, on, usage = case
+    names, shuffled = list(replicas), list(on)
+    rng.shuffle(names)  # type: ignore[attr-defined]  # a random.Random of Hypothesis's
+    rng.shuffle(shuffled)  # type: ignore[attr-defined]  # the same
+    assert allot({name: replicas[name] for name in names}, {}, shuffled, usage, NOW) == allot(
+        replicas, {}, on, usage, NOW
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(cases(most_gpus=1))
+def test_whoever_was_told_once_is_not_told_again_and_nobody_else_goes_for_the_same(
+    case: tuple[dict[str, Replica], list[Card], Usage],
+) -> None:
+    replicas, on, usage = case
+    note(brief(case))
+    first = allot(replicas, {}, on, usage, NOW)
+    again = allot(replicas, {}, on, usage, NOW, set(first.evicted))
+    assert not again.evicted.keys() & first.evicted.keys()
+    # Where one goes, there may be room enough for somebody else; not for the same once more.
+    assert not {event.words for event in again.evicted.values()} & {event.words for event in first.evicted.values()}
+    assert set(again.placed) == set(first.placed)
