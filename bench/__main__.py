@@ -23,6 +23,7 @@ FIGURES = {
     "gateway_restart": "300 streams while the daemon or the gateway is replaced, against the same undisturbed",
     "placement": "1,000 replicas placed on 512 GPUs",
     "swap": "a request for a model in whose place another is, until its first byte",
+    "demand": "one decision about who gives way to a model that requests wait for",
     "gguf_header": "reading the header of a GGUF file with a large vocabulary, against gguf's own reader",
 }
 

@@ -72,6 +72,10 @@ class Floor:
             if uuid in self._on
         )
 
+    def names(self, gpus: Iterable[str]) -> set[str]:
+        """Return who is on any of these GPUs."""
+        return {name for uuid in gpus for name in self._on[uuid]}
+
     def seat(self, name: str) -> Held | None:
         """Return a run that is there, None where it is not."""
         return next((there[name][0] for there in self._on.values() if name in there), None)

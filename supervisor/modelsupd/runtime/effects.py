@@ -237,16 +237,13 @@ class RuntimeEffects:
         return f"what it was started from has changed since{f': {why}' if why else ''}; a restart takes it over"
 
     async def _spawn(self, replica: Replica, action: Spawn) -> Event:
-        phase, spec = replica.phase, replica.spec
-        assert isinstance(phase, Spawning)  # noqa: S101 - the core asks for a spawn in this phase only
+        assert isinstance(replica.phase, Spawning)  # noqa: S101 - the core asks for a spawn in this phase only
         self._oom_kills[replica.name, action.run] = oom_kills()
         try:
             process = await self._processes.spawn(self.launch(replica, action.run))
         except SpawnError as error:
             del self._oom_kills[replica.name, action.run]
             return SpawnFailed(action.run, error.failure, error.cleared)
-        # Only now, because a start must not wait for a clean-up; its own directory is one more than those kept.
-        self._processes.prune(replica.name, spec.log.keep_runs + 1)
         return Spawned(action.run, process)
 
     def launch(self, replica: Replica, run: int) -> Launch:
@@ -273,6 +270,9 @@ class RuntimeEffects:
         )
 
     async def _watch(self, replica: Replica, run: int) -> Event:
+        # Only now, and beside all else, because a start must not wait for a clean-up.
+        pruning = asyncio.create_task(self._prune(replica))
+        pruning.set_name(f"prune {replica.name}")
         ended = await self._processes.wait(replica.name, run)
         self._deliveries.forget(replica.name, run)
         tail = self._processes.log_tail(replica.name, run)
@@ -291,6 +291,13 @@ class RuntimeEffects:
             except OSError:
                 cleared = False  # how it ended is known; that its directory goes is asked for again
         return Exited(run, ended.exit, failure, cleared, ended.asked)
+
+    async def _prune(self, replica: Replica) -> None:
+        """Remove what is kept of runs that are over for long; the run's own directory is one more than those kept."""
+        try:
+            await asyncio.to_thread(self._processes.prune, replica.name, replica.spec.log.keep_runs + 1)
+        except OSError as error:
+            log.warning("cannot remove what older runs left", replica=replica.name, why=error.strerror)
 
     @staticmethod
     def _without_memory(exit: Exit, ooms_before: int | None) -> Failure | None:  # noqa: A002 - the word for it
