@@ -79,6 +79,9 @@ SLOW_AFTER_S = 1.0
 #: The level of sleep at which an engine keeps its weights in the host's memory.
 KEEPS_WEIGHTS = 1
 
+#: How long after a start what older runs have left is removed, in seconds.
+PRUNE_AFTER_S = 1.0
+
 _SIGKILL = 9
 
 
@@ -244,6 +247,9 @@ class RuntimeEffects:
         except SpawnError as error:
             del self._oom_kills[replica.name, action.run]
             return SpawnFailed(action.run, error.failure, error.cleared)
+        # Only later, because a start must not wait for a clean-up; its own directory is one more than those kept.
+        keep_runs = replica.spec.log.keep_runs + 1
+        asyncio.get_running_loop().call_later(PRUNE_AFTER_S, self._processes.prune, replica.name, keep_runs)
         return Spawned(action.run, process)
 
     def launch(self, replica: Replica, run: int) -> Launch:
@@ -270,9 +276,6 @@ class RuntimeEffects:
         )
 
     async def _watch(self, replica: Replica, run: int) -> Event:
-        # Only now, and beside all else, because a start must not wait for a clean-up.
-        pruning = asyncio.create_task(self._prune(replica))
-        pruning.set_name(f"prune {replica.name}")
         ended = await self._processes.wait(replica.name, run)
         self._deliveries.forget(replica.name, run)
         tail = self._processes.log_tail(replica.name, run)
@@ -291,13 +294,6 @@ class RuntimeEffects:
             except OSError:
                 cleared = False  # how it ended is known; that its directory goes is asked for again
         return Exited(run, ended.exit, failure, cleared, ended.asked)
-
-    async def _prune(self, replica: Replica) -> None:
-        """Remove what is kept of runs that are over for long; the run's own directory is one more than those kept."""
-        try:
-            await asyncio.to_thread(self._processes.prune, replica.name, replica.spec.log.keep_runs + 1)
-        except OSError as error:
-            log.warning("cannot remove what older runs left", replica=replica.name, why=error.strerror)
 
     @staticmethod
     def _without_memory(exit: Exit, ooms_before: int | None) -> Failure | None:  # noqa: A002 - the word for it
