@@ -24,6 +24,7 @@ FIGURES = {
     "placement": "1,000 replicas placed on 512 GPUs",
     "swap": "a request for a model in whose place another is, until its first byte",
     "fairness": "swaps and longest wait of requests that alternate, against first come, first served",
+    "demand": "one decision about who gives way to a model that requests wait for",
     "gguf_header": "reading the header of a GGUF file with a large vocabulary, against gguf's own reader",
 }
 

@@ -22,6 +22,7 @@ from typing import Any
 import child
 import measure
 from fake_gpus import GIB, Cards
+from idle import cpu_s
 from waiting import until
 
 SWAPS = 320
@@ -58,7 +59,7 @@ class Bare:
     def round(self) -> None:
         """Start it until it generates, and end it until it is gone; both together are what it takes."""
         began_at = time.perf_counter()
-        pid = os.posix_spawn(self._command[0], self._command, {"CUDA_VISIBLE_DEVICES": "GPU-0"})
+        pid = os.posix_spawn(self._command[0], list(self._command), {"CUDA_VISIBLE_DEVICES": "GPU-0"})
         while not _generates(self._path):
             time.sleep(0.0001)
         started_s = time.perf_counter() - began_at
@@ -167,11 +168,13 @@ def swap(title: str, place: Path, count: int, config: str, bare: Bare, tidy: Cal
     with _daemon(place, config) as (host, client):
         for name in _MODELS:
             client.ask(name)
+        before_s = cpu_s(host.pid)
         for _number, name in zip(range(count), itertools.cycle(_MODELS), strict=False):
             time.sleep(PAUSE_S)
             tidy()
             seen.append((name, *client.ask(name)))
             bare.round()
+        used_s = (cpu_s(host.pid) - before_s) / count
         records = [record for record in host.records() if record.get("kind") == "replica"]
     runs = max(record["run"] for record in records if record["replica"] == "a/0")
     whole = [came_at - asked_at for _name, asked_at, came_at in seen]
@@ -180,6 +183,7 @@ def swap(title: str, place: Path, count: int, config: str, bare: Bare, tidy: Cal
     print(f"    {'request to first byte':58} {measure.milliseconds(whole)}")
     print(f"    {'the engine bare: stop and start':58} {measure.milliseconds(bare.took_s)}")
     print(f"    {'ours: less the median of that':58} {measure.milliseconds([each - floor for each in whole])}")
+    print(f"    {'CPU of the daemon, a swap':58} {used_s * 1e3:12.2f} ms")
     for words, seconds in steps(records, seen).items():
         print(f"      {words:56} {measure.milliseconds(seconds)}")
 

@@ -234,8 +234,10 @@ def _claim_to_wake(replica: Replica, before: Hold) -> Claim:
 
 
 def _apart_from(replica: Replica) -> frozenset[str]:
-    own = {replica.model} if replica.spec.replicas == "per-gpu" else set()
-    return frozenset(replica.spec.placement.apart_from) | own
+    declared = replica.spec.placement.apart_from
+    if replica.spec.replicas == "per-gpu":
+        return frozenset((*declared, replica.model))
+    return frozenset(declared)
 
 
 def awaits(replica: Replica) -> bool:
@@ -271,7 +273,7 @@ def _held(replicas: Mapping[str, Replica], holds: Mapping[str, Hold], cards: Map
                 gpus=hold.gpus,
                 bytes=taken,
                 exclusive=hold.exclusive,
-                apart=claim_of(replica).apart,
+                apart=_apart_from(replica),
             )
         )
     return held

@@ -72,6 +72,10 @@ class Floor:
             if uuid in self._on
         )
 
+    def names(self, gpus: Iterable[str]) -> set[str]:
+        """Return who is on any of these GPUs."""
+        return {name for uuid in gpus for name in self._on[uuid]}
+
     def seat(self, name: str) -> Held | None:
         """Return a run that is there, None where it is not."""
         return next((there[name][0] for there in self._on.values() if name in there), None)
@@ -125,8 +129,10 @@ class Floor:
         self, gpu: Gpu, claim: Claim, candidates: Mapping[str, Candidate], gone: Collection[str]
     ) -> tuple[_Price, frozenset[str]] | None:
         """Return the cheapest set that has to leave one GPU, and its price; None where none is enough."""
-        there = {name: seat for name, seat in self._on[gpu.uuid].items() if name not in gone}
         deficit = claim.on(gpu) - self._free[gpu.uuid]
+        if deficit > 0 and not candidates and not gone:
+            return None
+        there = {name: seat for name, seat in self._on[gpu.uuid].items() if name not in gone}
         deficit -= sum(size for name, (_run, size) in self._on[gpu.uuid].items() if name in gone)
         must = {name for name, (run, _size) in there.items() if _apart(claim, run)}
         if not must <= candidates.keys():

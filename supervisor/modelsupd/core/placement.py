@@ -201,7 +201,8 @@ def place(gpus: Sequence[Gpu], held: Collection[Held], claims: Collection[Claim]
     rooms = _rooms(gpus, held)
     ordered = sorted(claims, key=_hardest_first)
     placed = _greedily(rooms, ordered)
-    if len(placed) < len(ordered) <= SEARCH_CLAIMS:
+    # Of a single claim the first way finds every way there is.
+    if len(placed) < len(ordered) <= SEARCH_CLAIMS and len(ordered) > 1:
         searched = _Search(_rooms(gpus, held)).place(ordered)
         if searched is not None:
             return Placement(searched, {})

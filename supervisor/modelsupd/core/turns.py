@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from modelsupd.core.demand import Usage, Yielding, exclude, waits_since, yields
 from modelsupd.core.events import Evicted
 from modelsupd.core.eviction import Candidate, Floor
-from modelsupd.core.phases import Ready, Replica
+from modelsupd.core.phases import Clearing, Draining, Killing, Ready, Reason, Replica, Stopping
 from modelsupd.core.placement import Claim, Held
 from modelsupd.core.sleeping import kept_asleep, rests
 from modelsupd.core.spec import Start
@@ -122,7 +122,7 @@ class TurnTaking:
             return f"never beside {', '.join(sorted(against))}: {_told(stays)}"
         if not against and self._goes_now(replica, claim):
             return ""
-        victims = must
+        victims, there = must, set[str]()
         if claim is not None:
             willing = {name: answer for name, answer in answers.items() if _gives_way(answer)}
             room = self._later.room_for(claim, self._candidates(willing), must)
@@ -139,11 +139,11 @@ class TurnTaking:
                 # What `placement` has room for goes to those ahead, who are not in its order.
                 without = self._without.get(replica.name, "those that go first leave no room")
                 return "; ".join(text for text in (without, _told(stays)) if text)
-            victims = set(room.victims)
+            victims, there = set(room.victims), self._now_floor.names(room.gpus)
             self._later.leave(victims)
             self._keep(replica, claim, room.gpus)
         self._taken[replica.name] = replica
-        return self._make_way(replica, claim, victims, answers, against)
+        return self._make_way(replica, claim, victims, answers, against | there)
 
     def _starts_elsewhere(self, replica: Replica, claim: Claim) -> bool:
         """Have a sleeper that cannot wake where it lies end, if it could start somewhere else."""
@@ -214,9 +214,12 @@ class TurnTaking:
         claim: Claim | None,
         victims: Collection[str],
         answers: Mapping[str, Yielding],
-        against: Collection[str],
+        there: Collection[str],
     ) -> str:
-        """Have those give way that stand in the way, all of them once none has anything in flight."""
+        """Have those give way that stand in the way, all of them once none has anything in flight.
+
+        `there` are all who have to be gone first, or may have to, those included that are being ended already.
+        """
         closed = sorted(name for name in victims if answers[name].closed)
         self._leaving |= set(victims)
         self.turns.closed |= set(closed)
@@ -230,8 +233,12 @@ class TurnTaking:
         for name in sorted(victims):
             sleeps = self._can_sleep(self._present[name], claim)
             self.turns.evicted[name] = Evicted(self._present[name].last_run, f"gives way to {replica.name}", sleeps)
-        going = sorted(set(victims) | (set(against) & self._leaving))
-        return f"{' and '.join(going)} {'gives' if len(going) == 1 else 'give'} way" if going else "room is being made"
+        going = {name: self._present[name] for name in sorted(set(victims) | (set(there) & self._leaving))}
+        evicted = [name for name, other in going.items() if _is_evicted(other)]
+        ends = [name for name in going if name not in evicted]
+        ways = ((evicted, "gives way", "give way"), (ends, "ends", "end"))
+        words = [f"{' and '.join(names)} {one if len(names) == 1 else many}" for names, one, many in ways if names]
+        return ", ".join(words) or "room is being made"
 
     def _can_sleep(self, replica: Replica, claim: Claim | None) -> bool:
         """Tell whether one that gives way need not be ended: there is room for what it keeps while it sleeps."""
@@ -250,6 +257,12 @@ class TurnTaking:
     def _note(self, answers: Collection[Yielding]) -> None:
         for answer in answers:
             self.turns.look_again(answer.again_at)
+
+
+def _is_evicted(replica: Replica) -> bool:
+    """Tell whether one that goes does so for another, as far as it is being ended already."""
+    phase = replica.phase
+    return phase.cause is Reason.EVICTED if isinstance(phase, Draining | Stopping | Killing | Clearing) else True
 
 
 def _gives_way(answer: Yielding) -> bool:

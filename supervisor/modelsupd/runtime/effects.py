@@ -79,6 +79,9 @@ SLOW_AFTER_S = 1.0
 #: The level of sleep at which an engine keeps its weights in the host's memory.
 KEEPS_WEIGHTS = 1
 
+#: How long after a start what older runs have left is removed, in seconds.
+PRUNE_AFTER_S = 1.0
+
 _SIGKILL = 9
 
 
@@ -237,16 +240,16 @@ class RuntimeEffects:
         return f"what it was started from has changed since{f': {why}' if why else ''}; a restart takes it over"
 
     async def _spawn(self, replica: Replica, action: Spawn) -> Event:
-        phase, spec = replica.phase, replica.spec
-        assert isinstance(phase, Spawning)  # noqa: S101 - the core asks for a spawn in this phase only
+        assert isinstance(replica.phase, Spawning)  # noqa: S101 - the core asks for a spawn in this phase only
         self._oom_kills[replica.name, action.run] = oom_kills()
         try:
             process = await self._processes.spawn(self.launch(replica, action.run))
         except SpawnError as error:
             del self._oom_kills[replica.name, action.run]
             return SpawnFailed(action.run, error.failure, error.cleared)
-        # Only now, because a start must not wait for a clean-up; its own directory is one more than those kept.
-        self._processes.prune(replica.name, spec.log.keep_runs + 1)
+        # Only later, because a start must not wait for a clean-up; its own directory is one more than those kept.
+        keep_runs = replica.spec.log.keep_runs + 1
+        asyncio.get_running_loop().call_later(PRUNE_AFTER_S, self._processes.prune, replica.name, keep_runs)
         return Spawned(action.run, process)
 
     def launch(self, replica: Replica, run: int) -> Launch:

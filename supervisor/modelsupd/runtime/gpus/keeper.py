@@ -17,7 +17,7 @@ import structlog
 from modelsupd.core.allotment import Card
 from modelsupd.core.events import Event, GpuLost, Measured
 from modelsupd.core.gpu_spec import GpusSpec
-from modelsupd.core.phases import Asleep, Ready, Replica, Starting
+from modelsupd.core.phases import Asleep, Ready, Replica, Starting, Waiting
 from modelsupd.core.spec import ModelSpec, gpu_count
 from modelsupd.errors import Refused
 from modelsupd.runtime.gpus import ledger
@@ -80,7 +80,8 @@ class Gpus:
         self.inventory = Inventory(spec)
         self.quarantine = Quarantine(state_dir)
         self._runs: dict[str, _Run] = {}
-        self._accounts: list[Account] = []
+        self._accounts: Sequence[Account] = ()
+        self._ledger = ledger.Ledger()
         self._placer: Placer | None = None
         self._wake = asyncio.Event()
         self._same_pids = False
@@ -135,8 +136,9 @@ class Gpus:
         if self._placer is None or (before is not None and alike(before, after)):
             return
         self._placer.look_soon()
-        moved = type(before and before.phase) is not type(after.phase) or isinstance(after.phase, Asleep)
-        if moved and self._placer.waiting:
+        moved = type(before and before.phase) is not type(after.phase)
+        if (isinstance(after.phase, Asleep) and self._placer.waiting) or (moved and isinstance(after.phase, Waiting)):
+            # Of one that ends nothing is back before `memory_back` has looked: to look as well would hold that up.
             self._wake.set()
 
     async def look(self) -> Look:
@@ -164,7 +166,7 @@ class Gpus:
     def _reckon(self) -> None:
         """Draw up the account of what was read last, as things are now."""
         replicas = self._replicas()
-        self._accounts = ledger.accounts(self.inventory.last.gpus, replicas)
+        self._accounts = self._ledger.accounts(self.inventory.last.gpus, replicas)
         for name in [name for name in self._runs if name not in replicas]:
             del self._runs[name]
         for account in self._accounts:
@@ -357,7 +359,7 @@ class Gpus:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return what `status` tells of each GPU."""
-        accounts = self._accounts or ledger.accounts(self.inventory.last.gpus, self._replicas())
+        accounts = self._accounts or self._ledger.accounts(self.inventory.last.gpus, self._replicas())
         return [
             row(
                 account,

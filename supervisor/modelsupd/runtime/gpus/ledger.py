@@ -6,7 +6,7 @@ could be compared. Where that is so, what a run claimed stands for what it uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modelsupd.core.allotment import Card
@@ -34,15 +34,36 @@ class Account:
     holders: frozenset[str]
 
 
+class Ledger:
+    """Draws the accounts up anew when the GPUs were read again, or other runs are there; else there is nothing new."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._of: tuple[object, object] = None, None
+        self._accounts: Sequence[Account] = ()
+
+    def accounts(self, gpus: Sequence[Seen], replicas: Mapping[str, Replica]) -> Sequence[Account]:
+        """Return the account of each GPU; the same reading is the same object."""
+        runs = [(name, each.process, each.hold) for name, each in replicas.items() if each.hold or each.process]
+        if self._of[0] is not gpus or self._of[1] != runs:
+            self._of, self._accounts = (gpus, runs), accounts(gpus, replicas)
+        return self._accounts
+
+
 def accounts(gpus: Sequence[Seen], replicas: Mapping[str, Replica]) -> list[Account]:
     """Return the account of each GPU."""
     shims = {replica.process.shim_pid: name for name, replica in replicas.items() if replica.process is not None}
     owners: dict[int, tuple[str | None, bool]] = {}
-    return [_account(gpu, replicas, shims, owners) for gpu in gpus]
+    claims: dict[str, dict[str, int]] = {}
+    for name, replica in replicas.items():
+        if replica.hold is not None:
+            for uuid, size in zip(replica.hold.gpus, replica.hold.bytes, strict=True):
+                claims.setdefault(uuid, {})[name] = size
+    return [_account(gpu, claims.get(gpu.uuid, {}), shims, owners) for gpu in gpus]
 
 
 def _account(
-    gpu: Seen, replicas: Mapping[str, Replica], shims: Mapping[int, str], owners: dict[int, tuple[str | None, bool]]
+    gpu: Seen, claims: Mapping[str, int], shims: Mapping[int, str], owners: dict[int, tuple[str | None, bool]]
 ) -> Account:
     used: dict[str, int] = {}
     pids: dict[str, list[int]] = {}
@@ -56,7 +77,6 @@ def _account(
         if name is not None:
             pids.setdefault(name, []).append(pid)
             used[name] = used.get(name, 0) + (size or 0)
-    claims = dict(_claims(gpu.uuid, replicas))
     # Of a run that the driver says nothing of, what it claimed is what it may use.
     silent = 0 if told else sum(size for name, size in claims.items() if not used.get(name))
     ours = sum(size for name, size in used.items() if name in claims)
@@ -68,13 +88,6 @@ def _account(
         idle_bytes=max(0, gpu.used_bytes - named),
         holders=frozenset(claims),
     )
-
-
-def _claims(uuid: str, replicas: Mapping[str, Replica]) -> Iterator[tuple[str, int]]:
-    for name, replica in replicas.items():
-        hold = replica.hold
-        if hold is not None and uuid in hold.gpus:
-            yield name, hold.bytes[hold.gpus.index(uuid)]
 
 
 def owner(pid: int, shims: Mapping[int, str]) -> tuple[str | None, bool]:
