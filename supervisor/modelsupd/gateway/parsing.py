@@ -57,6 +57,7 @@ _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES: Final = {code: f"HTTP/1.1 {code} {reason}".encode() for code, reason in _REASONS.items()}
 
 _CONTINUES: Final = b"100-continue"
+_PLAIN: Final = b"identity"
 _END: Final = b"\r\n"
 _COLON: Final = b": "
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
@@ -121,6 +122,10 @@ class Headers:
             passed = [pair for pair in self.pairs if pair[0] not in dropped and b"_" not in pair[0]]
             self._for_engine = _lines(passed)
         return self._for_engine
+
+    def plain(self) -> bool:
+        """Tell whether the body is as it is, not compressed or otherwise coded."""
+        return self.first.get(b"content-encoding", _PLAIN).lower() == _PLAIN
 
     def count(self, name: bytes) -> int:
         """Return how many there are of that name, which is given in lower case."""

@@ -174,6 +174,9 @@ class Relay(Relaying):
             self._status = line.status
             if self._to_be_held(line.status):
                 self._held = []
+            elif self.exchange.began and not line.headers.plain():
+                self.failed("bad-answer", "it compressed, unasked, an answer that had begun as plain text")
+                return
             else:
                 head = self._begin(line)
         if self._held is not None:

@@ -42,7 +42,6 @@ _MESSAGES: Final = Api.MESSAGES
 _RESPONSES: Final = Api.RESPONSES
 
 _EVENTS: Final = b"text/event-stream"
-_PLAIN: Final = b"identity"
 
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
@@ -134,7 +133,7 @@ class Scanner:
         """Note the status, and whether events follow."""
         self.first_at = self._clock()
         self.status = status
-        if headers.first.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
+        if not headers.plain():
             # Nobody asked for that, and nothing can be read in it: it passes, and proves nothing against the engine.
             self._generates = False
             return
