@@ -157,6 +157,8 @@ def nginx(place: Path, engine: str) -> Iterator[Proxy]:
     with _nginx(
         place, "nginx", _PASSING.format(engine=f"unix:{engine}", port=port), f"{place}/access.log", port
     ) as pid:
+        # It listens before it has forked its worker.
+        until(lambda: bool(list(tree.descendants(pid))), what="nginx's worker runs")
         yield Proxy("nginx", port, next(each.pid for each in tree.descendants(pid)))
 
 

@@ -12,10 +12,12 @@ import httptools
 
 from modelsupd.gateway import parsing
 from modelsupd.gateway.base import Limits
-from modelsupd.gateway.exchange import Exchange, Relays
+from modelsupd.gateway.connection import Connection
+from modelsupd.gateway.ends import EngineLine
+from modelsupd.gateway.exchange import Exchange
+from modelsupd.gateway.front import Front
 from modelsupd.gateway.line import Line
-from modelsupd.gateway.ports import Client
-from modelsupd.gateway.request import Reader
+from modelsupd.gateway.request import Gauge, Reader
 
 Request = tuple[str, bytes]
 """Method and body."""
@@ -27,13 +29,9 @@ def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in itertools.pairwise(edges) if end > begin]
 
 
-class _Gauge:
-    buffered_bytes = 0
-
-
 def requests_of(pieces: list[bytes]) -> list[Request]:
     """Return the requests that a reader finds, up to the first that it refuses or that ends the connection."""
-    gauge = _Gauge()
+    gauge = Gauge()
     reader = Reader(Limits(), gauge)
     found: list[Request] = []
     between = True
@@ -95,7 +93,7 @@ class _Recorder:
     ends: list[str] = field(default_factory=list)
     framed: bool = False
 
-    def took(self, line: Line, data: bytes) -> None:
+    def took(self, line: EngineLine, data: bytes) -> None:
         """Note what came."""
         assert not self.ends
         self.framed = line.chunked
@@ -115,14 +113,6 @@ class _Recorder:
         """Note an end that came too soon."""
         assert words
         self.ends.append("lost")
-
-
-class _NoClient:
-    """A client that nothing is ever sent to: what would be stands in the recorder."""
-
-    def abort(self) -> None:
-        """Be called by nobody."""
-        raise AssertionError("a defect in reading an answer")
 
 
 class _Transport:
@@ -149,9 +139,10 @@ class _Keeper:
 def _answer(pieces: list[bytes], method: str) -> _Recorder:
     line = Line(_Keeper(), "unix:/none")
     line.connection_made(cast("asyncio.Transport", _Transport()))
-    client, pool = cast("Client", _NoClient()), cast("Relays", None)
-    relay = _Recorder(Exchange(client, pool, method, "/", "", parsing.Headers([]), b"", 0.0))
-    line.begin(relay)
+    # Nothing is ever sent to this client, which has no transport: what would be stands in the recorder.
+    front = Front(Limits(), lambda exchange: None)  # noqa: ARG005 - nothing comes in
+    relay = _Recorder(Exchange(Connection(front), front.pool, method, "/", "", parsing.Headers([]), b"", 0.0))
+    line.begin(relay, bodiless=method == "HEAD")
     for piece in pieces:
         if not relay.ends:
             line.data_received(piece)

@@ -25,6 +25,7 @@ MODULES = (
     "body",
     "connection",
     "desk",
+    "ends",
     "errors",
     "exchange",
     "finals",

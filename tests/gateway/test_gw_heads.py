@@ -117,7 +117,7 @@ def test_a_doubled_length_is_refused_in_whatever_case(size: int) -> None:
 
 def test_what_is_kept_of_heads_that_clients_make_up_is_little() -> None:
     """A line of six bytes costs a hundred once it is read, and nobody has to show a key for that."""
-    heads._request.cache_clear()
+    heads.forget()
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -130,4 +130,4 @@ def test_what_is_kept_of_heads_that_clients_make_up_is_little() -> None:
         assert tracemalloc.get_traced_memory()[0] - before < 14 * 2**20
     finally:
         tracemalloc.stop()
-        heads._request.cache_clear()
+        heads.forget()

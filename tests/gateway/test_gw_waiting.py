@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 
 import pytest
 
-from gw_world import TICK_S, Asked, Client, World, http, model, run, said, talks, whole_answer
+from gw_world import GOOD_STREAM, HEAD, TICK_S, Asked, Client, World, chunk, http, model, run, said, talks, whole_answer
 from modelsupd.gateway.base import Availability, EndedBy
 from modelsupd.gateway.service import Ways
 from waiting import auntil
@@ -281,6 +282,31 @@ def test_after_a_comment_a_dead_engine_is_still_made_up_for() -> None:
         assert answer.events[-1] == "[DONE]"
         assert answer.body.count(b'"error"') == 0
         assert len(world.evidence) == 1
+
+    run(test, ways=WARM)
+
+
+def test_after_a_comment_an_answer_that_was_compressed_unasked_reaches_nobody() -> None:
+    """The client was told of no coding when its stream began: it would read bytes of gzip as events."""
+
+    async def compresses(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        assert "accept-encoding" not in asked.headers
+        head = HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+        writer.write(head + chunk(gzip.compress(GOOD_STREAM)) + b"0\r\n\r\n")
+
+    async def test(world: World) -> None:
+        bad, good = await world.engine(compresses), await world.engine(talks)
+        world.table(model("m", availability=Availability.LOADING))
+        client = await world.open("/v1/chat/completions", said(stream=True), headers={"Accept-Encoding": "gzip"})
+        await client.until_comment()
+
+        world.table(model("m", bad, good))
+
+        answer = await client.rest()
+        assert answer.whole
+        assert answer.events[-1] == "[DONE]"
+        assert answer.body.count(b'"error"') == 0
+        assert [kind for _, kind, _ in world.evidence] == ["bad-answer"]
 
     run(test, ways=WARM)
 

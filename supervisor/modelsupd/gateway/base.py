@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,7 +21,7 @@ class Availability(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with slots it could not keep its key
 class Run:
     """An engine's process that may be routed to. `endpoint` is `unix:/path` or `http://127.0.0.1:port`."""
 
@@ -29,7 +30,7 @@ class Run:
     endpoint: str
     draining: bool = False
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Return what it is called in headers, records and metrics: `qwen/0#7`."""
         return f"{self.replica}#{self.run}"

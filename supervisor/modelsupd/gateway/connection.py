@@ -20,6 +20,7 @@ from modelsupd.gateway import parsing, vanished
 from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.front import Front
 from modelsupd.gateway.parsing import Refusal
+from modelsupd.gateway.ports import Client
 from modelsupd.gateway.request import Reader
 
 log = structlog.get_logger()
@@ -52,7 +53,7 @@ _READING: Final = _State.READING
 _BUSY: Final = _State.BUSY
 
 
-class Connection:
+class Connection(Client):
     """One connection of one client; an asyncio.Protocol in all but its base, as `Line` is."""
 
     __slots__ = (
@@ -68,8 +69,6 @@ class Connection:
         "_state",
         "_transport",
         "deadline",
-        "minor",
-        "paused",
     )
 
     def __init__(self, front: Front) -> None:

@@ -10,8 +10,8 @@ run. And nothing here blocks or waits: whoever handles an exchange returns at on
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from modelsupd.gateway import parsing
 from modelsupd.gateway.base import EndedBy, Run
@@ -30,9 +30,12 @@ from modelsupd.gateway.ports import (
 __all__ = ["Answer", "Done", "Exchange", "Observer", "Relays", "UpstreamFailed"]
 
 
-class Relays(Protocol):
+class Relays(ABC):
     """Starts relays: the pool of connections to engines."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def relay(self, exchange: Exchange, run: Run, path: str | None, headers_added: Sequence[Pair]) -> Relaying:
         """Prepare one."""
 

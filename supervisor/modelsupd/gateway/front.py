@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from modelsupd.gateway.base import Limits
 from modelsupd.gateway.exchange import Exchange
+from modelsupd.gateway.request import Gauge
 from modelsupd.gateway.upstream import Pool
 
 TICK_S: Final = 0.25
@@ -53,17 +54,17 @@ class Timed(Protocol):
         """Return for how long nothing was heard of a client that does not confirm what it is sent; else 0."""
 
 
-class Front:
+class Front(Gauge):
     """The state of a worker: what its connections have in common."""
 
     def __init__(self, limits: Limits, handle: Handle, *, tick_s: float = TICK_S) -> None:
         """Prepare; `start` sets the clock going. Every request that comes whole is given to `handle`."""
+        super().__init__()
         self.limits = limits
         self.handle = handle
         self.pool = Pool(limits)
         self.connections: set[Timed] = set()
         self.in_flight = 0
-        self.buffered_bytes = 0
         self.accepted = 0
         self.refused: Counter[int] = Counter()
         self.draining = False

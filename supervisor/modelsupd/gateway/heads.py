@@ -7,8 +7,6 @@ heads are not read at all. Whoever keeps one may not change it.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
 from typing import Final
 
 import httptools
@@ -19,7 +17,7 @@ from modelsupd.gateway.parsing import Headers, Refusal
 END: Final = b"\r\n\r\n"
 
 #: How many heads are kept, and of what size and how many lines: some 12 MiB at the worst, of each kind.
-_KEPT: Final = 512
+KEPT: Final = 512
 _KEPT_BYTES: Final = 4096
 _KEPT_LINES: Final = 64
 
@@ -27,6 +25,7 @@ _KEPT_LINES: Final = 64
 _LENGTH: Final = b"\r\nContent-Length: "
 _LENGTH_IN_LOWER_CASE: Final = _LENGTH.lower()
 _MAX_DIGITS: Final = 15
+_ZERO: Final = ord("0")
 
 _MAX_ANSWER_HEADERS: Final = 256
 
@@ -43,37 +42,65 @@ _NOT_FOR_CLIENTS: Final = parsing.HOP_BY_HOP | {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class RequestHead:
     """A request's head that may go on. `length` counts bytes of the body where there is a Content-Length."""
 
-    method: str
-    path: str
-    query: str
-    headers: Headers
-    minor: int
-    keep: bool
-    length: int
-    chunked: bool
-    expects: bool
+    __slots__ = ("chunked", "expects", "headers", "keep", "length", "method", "minor", "path", "query")
+
+    def __init__(  # noqa: PLR0913 - what a head says, each named where it is given
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: Headers,
+        *,
+        minor: int,
+        keep: bool,
+        length: int,
+        chunked: bool,
+        expects: bool,
+    ) -> None:
+        """Hold this. No dataclass, whose attributes are looked up by name even where it is compiled."""
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.minor = minor
+        self.keep = keep
+        self.length = length
+        self.chunked = chunked
+        self.expects = expects
 
 
-@dataclass(frozen=True, slots=True)
 class AnswerHead:
     """An answer's head. `length` is None where another thing tells the body's end; `headers` are those that go on."""
 
-    status: int
-    headers: Headers
-    keep: bool
-    length: int | None
-    chunked: bool
+    __slots__ = ("chunked", "headers", "keep", "length", "status")
+
+    def __init__(self, status: int, headers: Headers, *, keep: bool, length: int | None, chunked: bool) -> None:
+        """Hold this."""
+        self.status = status
+        self.headers = headers
+        self.keep = keep
+        self.length = length
+        self.chunked = chunked
+
+
+_requests: Final[dict[bytes, RequestHead | Refusal]] = {}
+_answers: Final[dict[bytes, AnswerHead | str]] = {}
 
 
 def read_request(head: bytes) -> tuple[RequestHead | Refusal, int]:
     """Return what a request's head says, and the length of its body if that is told beforehand, else 0."""
     head, length = _without_length(head)
-    found = _request(head) if _is_kept(head) else _request.__wrapped__(head)
-    if length is None:
+    found = _requests.get(head)
+    if found is None:
+        found = _request(head)
+        if _may_be_kept(head):
+            if len(_requests) >= KEPT:
+                del _requests[next(iter(_requests))]
+            _requests[head] = found
+    if length < 0:
         return found, 0 if isinstance(found, Refusal) else found.length
     return found, length
 
@@ -81,31 +108,50 @@ def read_request(head: bytes) -> tuple[RequestHead | Refusal, int]:
 def read_answer(head: bytes) -> tuple[AnswerHead | str, int | None]:
     """Return what an answer's head says, or what is wrong with it; and the length of its body if that is told."""
     head, length = _without_length(head)
-    found = _answer(head) if _is_kept(head) else _answer.__wrapped__(head)
-    if length is None and not isinstance(found, str):
-        return found, found.length
+    found = _answers.get(head)
+    if found is None:
+        found = _answer(head)
+        if _may_be_kept(head):
+            if len(_answers) >= KEPT:
+                del _answers[next(iter(_answers))]
+            _answers[head] = found
+    if length < 0:
+        return found, None if isinstance(found, str) else found.length
     return found, length
 
 
-def _is_kept(head: bytes) -> bool:
+def forget() -> None:
+    """Keep none of the heads that were read."""
+    _requests.clear()
+    _answers.clear()
+
+
+def _may_be_kept(head: bytes) -> bool:
     return len(head) <= _KEPT_BYTES and head.count(b"\n") <= _KEPT_LINES
 
 
-def _without_length(head: bytes) -> tuple[bytes, int | None]:
-    """Return the head with a Content-Length of 0 in place of its own, and that; None where there is none.
+def _without_length(head: bytes) -> tuple[bytes, int]:
+    """Return the head with a Content-Length of 0 in place of its own, and that; -1 where there is none.
 
     A line that begins so is a header and nothing else, since llhttp refuses lines that are folded. One that is written
     in another way is read with the rest.
     """
-    before, line, after = head.partition(_LENGTH)
-    if not line:
-        before, line, after = head.partition(_LENGTH_IN_LOWER_CASE)
-        if not line:
-            return head, None
-    digits, end, after = after.partition(b"\r\n")
-    if digits.isdigit() and len(digits) <= _MAX_DIGITS:
-        return before + line + b"0" + end + after, int(digits)
-    return head, None
+    at = head.find(_LENGTH)
+    if at < 0:
+        at = head.find(_LENGTH_IN_LOWER_CASE)
+        if at < 0:
+            return head, -1
+    start = end = at + len(_LENGTH)
+    length = 0
+    while end < len(head) and end - start <= _MAX_DIGITS:
+        digit = head[end] - _ZERO
+        if not 0 <= digit <= 9:  # noqa: PLR2004 - a digit
+            break
+        length = 10 * length + digit
+        end += 1
+    if not 0 < end - start <= _MAX_DIGITS or head[end : end + 2] != b"\r\n":
+        return head, -1
+    return head[:start] + b"0" + head[end:], length
 
 
 class _Parts:
@@ -130,7 +176,6 @@ class _Parts:
         self.keep = parser is not None and parser.should_keep_alive()  # which it forgets with the end of the message
 
 
-@functools.lru_cache(maxsize=_KEPT)
 def _request(head: bytes) -> RequestHead | Refusal:
     parts = _Parts()
     parts.parser = parser = httptools.HttpRequestParser(parts)
@@ -154,7 +199,8 @@ def _request(head: bytes) -> RequestHead | Refusal:
         return target
     return RequestHead(
         name,
-        *target,
+        target[0],
+        target[1],
         Headers([pair for pair in parts.pairs if pair[0] != b"content-length"]),
         minor=0 if version == "1.0" else 1,
         keep=parts.keep,
@@ -164,7 +210,6 @@ def _request(head: bytes) -> RequestHead | Refusal:
     )
 
 
-@functools.lru_cache(maxsize=_KEPT)
 def _answer(head: bytes) -> AnswerHead | str:
     parts = _Parts()
     parts.parser = parser = httptools.HttpResponseParser(parts)

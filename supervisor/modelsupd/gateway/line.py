@@ -13,8 +13,7 @@ import httptools
 import structlog
 
 from modelsupd.gateway import heads
-from modelsupd.gateway.exchange import Exchange
-from modelsupd.gateway.parsing import Headers
+from modelsupd.gateway.ends import EngineLine, Listening
 
 log = structlog.get_logger()
 
@@ -36,26 +35,11 @@ class Keeper(Protocol):
         """Learn that the engine closed it."""
 
 
-class Listening(Protocol):
-    """A relay, as a connection to an engine sees it."""
-
-    exchange: Exchange
-
-    def took(self, line: Line, data: bytes) -> None:
-        """Learn that the last bytes held something, which stands in the line's attributes."""
-
-    def lost(self, words: str) -> None:
-        """Learn that the connection is gone before the answer was complete."""
-
-    def failed(self, kind: str, words: str) -> None:
-        """Learn that what came is no answer."""
-
-
 class _BrokenError(Exception):
     """Raised in a parser's callback to stop it."""
 
 
-class Line:
+class Line(EngineLine):
     """One connection to an engine, and the parser of its answers.
 
     An asyncio.Protocol in all but its base: compiled, a class with a base that is not is no faster than before.
@@ -76,23 +60,10 @@ class Line:
         "_sentinel",
         "_surplus",
         "_trailed",
-        "chunked",
-        "complete",
         "endpoint",
-        "headers",
-        "heard",
         "idle_since",
-        "length",
         "made",
-        "pieces",
-        "reused",
-        "status",
-        "transport",
-        "whole",
     )
-
-    transport: asyncio.Transport
-    headers: Headers
 
     def __init__(self, keeper: Keeper, endpoint: str) -> None:
         """Wait for `begin`."""
@@ -100,7 +71,7 @@ class Line:
         self.idle_since = 0.0
         self.made = False
         self.reused = False
-        self.pieces: list[bytes] = []
+        self.pieces = []
         self._keeper = keeper
         self._relay: Listening | None = None
         self._chunks: httptools.HttpResponseParser | None = None
@@ -110,7 +81,7 @@ class Line:
 
     def _reset(self) -> None:
         self.status = 0
-        self.length: int | None = None
+        self.length = None
         self.chunked = False
         self.whole = False
         self.complete = False
@@ -127,11 +98,11 @@ class Line:
 
     # What a relay calls
 
-    def begin(self, relay: Listening) -> None:
+    def begin(self, relay: Listening, *, bodiless: bool) -> None:
         """Expect the answer to a request that is about to be written."""
         self._relay = relay
         self._reset()
-        self._bodiless = relay.exchange.method == "HEAD"
+        self._bodiless = bodiless
 
     def release(self) -> None:
         """Give it back: its answer is complete."""
@@ -206,16 +177,17 @@ class Line:
         if self._part:
             data = self._part + data
         while not self.status:
-            whole, end, rest = data.partition(heads.END)
-            if len(whole) + len(end) > MAX_HEAD_BYTES:
+            at = data.find(heads.END)
+            end = at + len(heads.END) if at >= 0 else len(data)
+            if end > MAX_HEAD_BYTES:
                 raise _BrokenError(f"more than {MAX_HEAD_BYTES} bytes of headers")
-            if not end:
+            if at < 0:
                 self._wait_for_head(data, fresh)
                 return b""
-            head, length = heads.read_answer(whole + end)
+            head, length = heads.read_answer(data[:end])
             if isinstance(head, str):
                 raise _BrokenError(head)
-            data = fresh = rest
+            data = fresh = data[end:]
             self._part, self._sentinel = b"", None
             if head.status >= _FINAL:
                 self.status = head.status

@@ -57,6 +57,9 @@ _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES: Final = {code: f"HTTP/1.1 {code} {reason}".encode() for code, reason in _REASONS.items()}
 
 _CONTINUES: Final = b"100-continue"
+_PLAIN: Final = b"identity"
+_END: Final = b"\r\n"
+_COLON: Final = b": "
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 
 JSON: Final = (b"content-type", b"application/json")
@@ -119,6 +122,10 @@ class Headers:
             passed = [pair for pair in self.pairs if pair[0] not in dropped and b"_" not in pair[0]]
             self._for_engine = _lines(passed)
         return self._for_engine
+
+    def plain(self) -> bool:
+        """Tell whether the body is as it is, not compressed or otherwise coded."""
+        return self.first.get(b"content-encoding", _PLAIN).lower() == _PLAIN
 
     def count(self, name: bytes) -> int:
         """Return how many there are of that name, which is given in lower case."""
@@ -187,12 +194,17 @@ def answer_head(status: int, headers: Headers, added: Sequence[tuple[bytes, byte
     """Return the head of an answer that an engine gave.
 
     `framing` is the lines, each with its end, that say where the body ends and what becomes of the connection. Headers
-    that are added take the place of the engine's own of the same name.
+    that are added, by names in lower case, take the place of the engine's own of the same name.
     """
-    for name, _ in added:
-        if name.lower() in headers.first:
-            headers = Headers([pair for pair in headers.pairs if pair[0] != name.lower()])
-    return b"%b\r\n%b%b%b\r\n" % (status_line(status), headers.lines(), _lines(added), framing)
+    lines: list[bytes] = []
+    for name, value in added:
+        if name in headers.first:
+            headers = Headers([pair for pair in headers.pairs if pair[0] != name])
+        lines.append(name)
+        lines.append(_COLON)
+        lines.append(value)
+        lines.append(_END)
+    return b"".join([status_line(status), _END, headers.lines(), *lines, framing, _END])
 
 
 def own_head(status: int, headers: Iterable[tuple[bytes, bytes]], framing: bytes, date: bytes) -> bytes:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from modelsupd.gateway.base import EndedBy
 from modelsupd.gateway.parsing import Headers
 
 Pair = tuple[bytes, bytes]
+
+#: As names of the module they are found at once; in its class CPython 3.11 looks a member up by code of its own.
+BY_CLIENT: Final = EndedBy.CLIENT
+BY_ENGINE: Final = EndedBy.ENGINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,13 @@ Judge = Callable[[Answer], bool]
 """Tells whether an answer of 5xx is the word of an engine that is dying."""
 
 
-class Client(Protocol):
-    """The connection that an exchange came by."""
+class Client(ABC):
+    """The connection that an exchange came by.
+
+    A class, as all are here that have one implementation, and no protocol: compiled, its methods are called as C's are.
+    """
+
+    __slots__ = ("minor", "paused")
 
     minor: int
     """1 with HTTP/1.1, 0 with HTTP/1.0."""
@@ -86,37 +96,49 @@ class Client(Protocol):
     """The client is slow to take what it has."""
 
     @property
+    @abstractmethod
     def peer(self) -> str:
         """Return its address."""
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Send."""
 
+    @abstractmethod
     def closing(self) -> bool:
         """Tell whether the connection is closed after the exchange."""
 
+    @abstractmethod
     def close_after(self) -> None:
         """Close it after the exchange."""
 
+    @abstractmethod
     def ended(self) -> None:
         """Learn that the exchange's last byte was written."""
 
+    @abstractmethod
     def abort(self) -> None:
         """Close at once, so that the client sees that it did not get everything."""
 
+    @abstractmethod
     def date(self) -> bytes:
         """Return the line that tells the time."""
 
+    @abstractmethod
     def release_body(self) -> None:
         """Learn that the body is not needed any more."""
 
+    @abstractmethod
     def new_id(self) -> str:
         """Return an id that no other request has."""
 
 
-class Relaying(Protocol):
+class Relaying(ABC):
     """A relay, as an exchange sees it."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def start(
         self,
         observer: Observer,
@@ -128,11 +150,14 @@ class Relaying(Protocol):
     ) -> None:
         """Send the request."""
 
+    @abstractmethod
     def cancel(self, ended_by: EndedBy, words: str) -> None:
         """Close the engine's connection, and report the relay done."""
 
+    @abstractmethod
     def pause(self) -> None:
         """Take no more from the engine for now."""
 
+    @abstractmethod
     def resume(self) -> None:
         """Go on."""

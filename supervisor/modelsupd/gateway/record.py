@@ -69,7 +69,7 @@ class Entry:
         """Record this; what is known later is set later."""
         self.id = id
         self.at = at
-        self.api = api
+        self.api: str = api
         self.method = method
         self.key = key
         self.asked = asked
@@ -84,7 +84,7 @@ class Entry:
         self.tokens_out = tokens_out
         self.events = events
         self.finish_reason = finish_reason
-        self.ended_by = ended_by
+        self.ended_by: str = ended_by
         self.bytes_in = bytes_in
         self.bytes_out = bytes_out
         self.retries = retries
@@ -94,36 +94,43 @@ class Entry:
         """Return it as it stands in the file, newline included."""
         # Written straight, by one template, in a fifth of the time of json.dumps: it is done for every request.
         second = int(self.at)
-        return _LINE % (
-            _second(second),
-            int((self.at - second) * 1000),
-            _quoted(self.id),
-            self.api,
-            _who(self.key, self.method, self.asked, self.model, self.run),
-            self.status,
-            "true" if self.stream else "false",
-            self.queue_s,
-            "null" if self.ttft_s is None else "%.6f" % self.ttft_s,  # noqa: UP031 - compiled, it is faster
-            self.duration_s,
-            "null" if self.tokens_in is None else self.tokens_in,
-            "null" if self.tokens_out is None else self.tokens_out,
-            self.events,
-            _word(self.finish_reason),
-            self.ended_by,
-            self.bytes_in,
-            self.bytes_out,
-            self.retries,
-            _word(self.error or None),
+        milliseconds = str(1000 + int((self.at - second) * 1000))[1:]
+        tokens_in, tokens_out = self.tokens_in, self.tokens_out
+        who = _who(self.key, self.method, self.asked, self.model, self.run)
+        return (
+            f'{_BEGIN}"at":"{_second(second)}.{milliseconds}Z","id":{_quoted(self.id)},"api":"{self.api}",{who}'
+            f',"status":{self.status},"stream":{"true" if self.stream else "false"}'
+            f',"queue_s":{_seconds(self.queue_s)},"ttft_s":{_seconds(self.ttft_s)}'
+            f',"duration_s":{_seconds(self.duration_s)}'
+            f',"tokens_in":{"null" if tokens_in is None else str(tokens_in)}'
+            f',"tokens_out":{"null" if tokens_out is None else str(tokens_out)}'
+            f',"events":{self.events},"finish_reason":{_word(self.finish_reason)},"ended_by":"{self.ended_by}"'
+            f',"bytes_in":{self.bytes_in},"bytes_out":{self.bytes_out},"retries":{self.retries}'
+            f',"error":{_word(self.error or None)}}}\n'
         )
 
 
-_LINE: Final = (
-    f'{{"v":{VERSION},"at":"%s.%03dZ","id":%s,"api":"%s",%s,"status":%d,"stream":%s,"queue_s":%.6f,"ttft_s":%s,"duration_s":%.6f,'
-    '"tokens_in":%s,"tokens_out":%s,"events":%d,"finish_reason":%s,"ended_by":"%s","bytes_in":%d,"bytes_out":%d,'
-    '"retries":%d,"error":%s}\n'
-)
+_BEGIN: Final = f'{{"v":{VERSION},'
+_MILLION: Final = 1_000_000
 
-_quoted = json.encoder.encode_basestring_ascii
+
+def _seconds(value: float | None) -> str:
+    """Return seconds with six digits, in words; compiled, a fifth of the time that formatting a float takes."""
+    if value is None:
+        return "null"
+    if not 0.0 <= value < 1e9:  # noqa: PLR2004 - thirty years; no clock tells that, and no number is lost if one does
+        return f"{value:.6f}"
+    microseconds = int(value * 1e6 + 0.5)
+    whole = microseconds // _MILLION
+    return f"{whole}.{str(_MILLION + microseconds - whole * _MILLION)[1:]}"
+
+
+def _quoted(value: str) -> str:
+    quoted: str = _encode(value)
+    return quoted
+
+
+_encode: Final = json.encoder.encode_basestring_ascii
 
 
 @functools.lru_cache(maxsize=512)
@@ -135,9 +142,10 @@ def _who(key: str, method: str, asked: str, model: str, run: str) -> str:
     )
 
 
-@functools.lru_cache(maxsize=512)
 def _word(value: str | None) -> str:
-    return "null" if value is None else _quoted(value)
+    if value is None:
+        return "null"
+    return '"stop"' if value == "stop" else _quoted(value)
 
 
 @functools.lru_cache(maxsize=8)

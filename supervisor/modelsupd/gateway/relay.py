@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from modelsupd.gateway import parsing
 from modelsupd.gateway.base import EndedBy
-from modelsupd.gateway.exchange import Exchange
-from modelsupd.gateway.parsing import Headers
-from modelsupd.gateway.ports import Answer, Done, Judge, Observer, Pair, UpstreamFailed
+from modelsupd.gateway.ends import EngineLine
+from modelsupd.gateway.exchange import Exchange, Relays
+from modelsupd.gateway.ports import BY_ENGINE, Answer, Done, Judge, Observer, Pair, Relaying, UpstreamFailed
 
 #: An answer of 5xx is held back up to this size; a longer one is no error message.
 MAX_HELD_BYTES: Final = 65536
@@ -39,56 +40,27 @@ def looks_dying(answer: Answer) -> bool:
     return _DYING.search(answer.body) is not None
 
 
-class EngineLine(Protocol):
-    """A connection to an engine, as a relay sees it: what the last bytes from it held."""
-
-    transport: asyncio.Transport
-    status: int
-    """Of the answer's head, 0 until that is complete."""
-    pieces: list[bytes]
-    headers: Headers
-    """Those of the answer that go on."""
-    length: int | None
-    """The Content-Length."""
-    whole: bool
-    """The last bytes were whole chunks and nothing else."""
-    complete: bool
-    heard: bool
-    """Anything came for this request."""
-    reused: bool
-
-    def begin(self, relay: Relay) -> None:
-        """Expect the answer to a request that is about to be written."""
-
-    def release(self) -> None:
-        """Give it back: its answer is complete."""
-
-    def drop(self) -> None:
-        """Close it at once; nothing more is heard of it."""
-
-    def pause(self) -> None:
-        """Stop reading."""
-
-    def resume(self) -> None:
-        """Go on reading."""
-
-
-class Lines(Protocol):
+class Lines(Relays):
     """Where connections come from."""
+
+    __slots__ = ("relays",)
 
     relays: set[Relay]
 
+    @abstractmethod
     def take(self, endpoint: str) -> EngineLine | None:
         """Return one that is open and idle."""
 
+    @abstractmethod
     def dial(self, relay: Relay) -> None:
         """Open one and call `relay.ask` with it, or `relay.failed`."""
 
+    @abstractmethod
     def host(self, endpoint: str) -> bytes:
         """Return what the engine is called in the Host header."""
 
 
-class Relay:
+class Relay(Relaying):
     """One attempt at an exchange."""
 
     __slots__ = (
@@ -177,7 +149,7 @@ class Relay:
         if path is None:
             path = f"{exchange.path}?{exchange.query}" if exchange.query else exchange.path
         self._line = line
-        line.begin(self)
+        line.begin(self, bodiless=exchange.method == "HEAD")
         if self._paused_since is not None:
             line.pause()
         body = exchange.body
@@ -202,6 +174,9 @@ class Relay:
             self._status = line.status
             if self._to_be_held(line.status):
                 self._held = []
+            elif self.exchange.began and not line.headers.plain():
+                self.failed("bad-answer", "it compressed, unasked, an answer that had begun as plain text")
+                return
             else:
                 head = self._begin(line)
         if self._held is not None:
@@ -344,7 +319,7 @@ class Relay:
         self._close()
         line.release()
         try:
-            self._done(EndedBy.ENGINE, "")
+            self._done(BY_ENGINE, "")
         finally:
             if self._lacking_bytes and not exchange.can_finish:
                 exchange.abort()  # less was sent than its length promised

@@ -8,7 +8,7 @@ the connection is closed after the answer, which tells the client to send it aga
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
 import httptools
 
@@ -22,10 +22,12 @@ _FRAMING_BYTES: Final = 65536
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-class Gauge(Protocol):
+class Gauge:
     """Where the bodies of all connections are counted."""
 
-    buffered_bytes: int
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.buffered_bytes = 0
 
 
 class _SurplusError(Exception):
@@ -122,14 +124,15 @@ class Reader:
             fresh = data
             if self._part:
                 data = self._part + data
-            head, end, rest = data.partition(heads.END)
-            if not end:
+            end = data.find(heads.END)
+            if end < 0:
                 self._wait_for_head(data, fresh)
                 return b""
-            self._read_head(head + end)
+            end += len(heads.END)
+            self._read_head(data[:end])
             if self.refusal is not None:
                 return b""
-            data = rest
+            data = data[end:]
         if self._chunks is not None:
             self._read_chunks(self._chunks, data)
             return b""

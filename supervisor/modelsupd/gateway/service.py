@@ -45,6 +45,8 @@ _COUNT_TOKENS: Final = "/v1/messages/count_tokens"
 _FORM: Final = b"multipart/form-data"
 _JSON: Final[Pair] = (b"content-type", b"application/json")
 _NO_TABLE: Final = Trouble(503, "starting", "the gateway has not heard from its daemon yet", 1.0)
+#: As a name of the module it is found faster than in its class.
+_ENGINE: Final = Place.ENGINE
 _OK: Final = 200
 _MOVED: Final = 308
 _WAITED_FOR: Final = (Availability.LOADING, Availability.ON_DEMAND)
@@ -107,6 +109,8 @@ class Service:
             if target.allow:
                 headers.append((b"allow", target.allow.encode()))
             self._refuse(exchange, headers, Trouble(target.status, code, target.words))
+        elif target.place is _ENGINE and not origin:
+            self._let_in(exchange, target, headers)
         elif target.place is Place.PREFLIGHT:
             self._preflight(exchange, headers, origin)
         elif target.place is Place.HEALTH:
@@ -130,14 +134,14 @@ class Service:
             self._refuse_key(exchange, headers, principal, None)
         elif self.desk.table is None:
             self._refuse(exchange, headers, _NO_TABLE, principal)
+        elif target.place is _ENGINE:
+            self._for_engine(exchange, target, headers, principal)
         elif target.place is Place.MODELS:
             self._tell_models(exchange, headers, self.desk.table, principal)
         elif target.place is Place.MODEL:
             self._tell_model(exchange, headers, target.rest, principal)
-        elif target.place is Place.UPSTREAM:
-            self._upstream(exchange, headers, target.rest, principal)
         else:
-            self._for_engine(exchange, target, headers, principal)
+            self._upstream(exchange, headers, target.rest, principal)
 
     # Requests for engines
 
@@ -195,7 +199,7 @@ class Service:
         if not name:
             words = "no model is named: 'model' is missing" if exchange.body else "no model is named: add ?model=NAME"
             return Trouble(400, "model_missing", f"{words}; {errors.known(self._names(table, principal))}")
-        found = table.find(name)
+        found = table.models.get(name) or table.find(name)
         if found is None and name == AUTO:
             return self._choose(exchange, table, target, principal)
         if found is None:

@@ -16,7 +16,7 @@ from modelsupd.gateway.desk import Desk
 from modelsupd.gateway.errors import Trouble
 from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.keys import Principal
-from modelsupd.gateway.ports import Answer, Done, Pair, UpstreamFailed
+from modelsupd.gateway.ports import BY_CLIENT, BY_ENGINE, Answer, Done, Pair, UpstreamFailed
 from modelsupd.gateway.record import Entry
 from modelsupd.gateway.sse import Scanner
 from modelsupd.gateway.traffic import RunTraffic
@@ -285,9 +285,9 @@ class Serving:
         if self._over:
             return
         self._status = done.status
-        if done.ended_by is EndedBy.CLIENT:
+        if done.ended_by is BY_CLIENT:
             self._error = "client_gone"
-        elif done.ended_by is EndedBy.ENGINE and self._scanner is not None:
+        elif done.ended_by is BY_ENGINE and self._scanner is not None:
             fault = self._scanner.fault
             if fault is None or fault.kind is None:
                 self._desk.suspects.proved(self._run)

@@ -36,8 +36,12 @@ MAX_HELD_BYTES: Final = 65536
 #: Of an answer that is no stream, so much of its end is kept: what it used stands there.
 KEPT_BYTES: Final = 65536
 
+#: As names of the module they are found at once; in its class CPython 3.11 looks a member up by code of its own.
+_OTHER: Final = Api.OTHER
+_MESSAGES: Final = Api.MESSAGES
+_RESPONSES: Final = Api.RESPONSES
+
 _EVENTS: Final = b"text/event-stream"
-_PLAIN: Final = b"identity"
 
 _OK: Final = 200
 _CLIENT_ERROR: Final = 400
@@ -109,7 +113,7 @@ class Scanner:
         `mend` is asked for the last bytes of a stream that ends as if it were whole, and is not.
         """
         self._api = api
-        self._generates = api is not Api.OTHER
+        self._generates = api is not _OTHER
         self._traffic = traffic
         self._clock = clock
         self._silent = silent
@@ -117,10 +121,10 @@ class Scanner:
         # No table by `api`, since the hash of an enum's member is computed by Python.
         self._end: tuple[bytes, re.Pattern[bytes]] | None = None
         self._reason_words = FINISH_REASON
-        if api is Api.MESSAGES:
+        if api is _MESSAGES:
             self._end = _MESSAGES_END
             self._reason_words = STOP_REASON
-        elif api is Api.RESPONSES:
+        elif api is _RESPONSES:
             self._end = _RESPONSES_END
 
     # Observer
@@ -129,7 +133,7 @@ class Scanner:
         """Note the status, and whether events follow."""
         self.first_at = self._clock()
         self.status = status
-        if headers.first.get(b"content-encoding", _PLAIN).lower() != _PLAIN:
+        if not headers.plain():
             # Nobody asked for that, and nothing can be read in it: it passes, and proves nothing against the engine.
             self._generates = False
             return
@@ -231,7 +235,7 @@ class Scanner:
             return False
         if self.streams:
             return self.content_at is None  # whatever was counted: what was said counts more
-        if self.size_bytes > KEPT_BYTES or (tokens is None and self._api is Api.RESPONSES):
+        if self.size_bytes > KEPT_BYTES or (tokens is None and self._api is _RESPONSES):
             # So much is not nothing, and where it began to speak is not kept. A response that is made in the background
             # is answered with before anything was made.
             return False
@@ -279,7 +283,7 @@ class Scanner:
         found = last_usage(text)
         if found is not None:
             self._usage_at = found
-            if not self._usage_first and self._api is Api.MESSAGES:
+            if not self._usage_first and self._api is _MESSAGES:
                 self._usage_first = found
 
     def _let_go(self, whole: bytes) -> bytes:

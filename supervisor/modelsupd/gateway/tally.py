@@ -30,6 +30,7 @@ _WAITS_S: Final[tuple[float, ...]] = (
 )
 _TOKENS_S: Final[tuple[float, ...]] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _STALLED: Final = "stalled"
+_CLIENT: Final = str(EndedBy.CLIENT)
 
 
 class Distribution:
@@ -104,7 +105,7 @@ class Tally:
         series.bytes_in += entry.bytes_in
         series.bytes_out += entry.bytes_out
         series.retries += entry.retries
-        if entry.ended_by == EndedBy.CLIENT:
+        if entry.ended_by == _CLIENT:
             series.aborts += 1
         if entry.error == _STALLED:
             series.stalls += 1

@@ -19,7 +19,7 @@ from modelsupd.gateway.base import Limits, Run
 from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.line import Line
 from modelsupd.gateway.ports import Pair
-from modelsupd.gateway.relay import Relay
+from modelsupd.gateway.relay import Lines, Relay
 
 #: As many idle connections are kept for each engine.
 MAX_IDLE: Final = 256
@@ -34,12 +34,12 @@ _UNIX: Final = "unix:"
 _OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL}
 
 
-class Pool:
+class Pool(Lines):
     """All connections to engines, and the relays that use them."""
 
     def __init__(self, limits: Limits) -> None:
         """Start with none."""
-        self.relays: set[Relay] = set()
+        self.relays = set()
         self._limits = limits
         self._idle: dict[str, list[Line]] = {}
         self._dialling: set[asyncio.Task[None]] = set()
