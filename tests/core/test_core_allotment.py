@@ -252,6 +252,6 @@ def test_who_is_told_of_a_load_beside_it() -> None:
 
 
 def test_a_hold_has_a_size_for_each_of_its_gpus() -> None:
-    broken = on("b/0", READY, hold=Hold(gpus=("GPU-0", "GPU-1"), bytes=(1,)))
-    with pytest.raises(ValueError, match="shorter"):
+    broken = on("b/0", READY, hold=Hold(gpus=("GPU-0",), bytes=(1, 2)))
+    with pytest.raises(ValueError, match="longer"):
         allot(fleet(on("a/0", WAITING), broken), {}, cards(8, 8))

@@ -1,4 +1,4 @@
-"""Placement where it is seldom seen: what a search takes back, what is told in words, and the order where not all fit."""
+"""Placement where it is seldom seen: what a search takes back, what is told, and the order where not all fit."""
 
 from __future__ import annotations
 
