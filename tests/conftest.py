@@ -6,11 +6,12 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+import pure
 from waiting import until
 
 #: The files that take longest with real engines, the longest first. They begin in this order, so that none of them is
@@ -99,6 +100,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the files of LONGEST go first."""
     begins = {Path(__file__).parent / name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: begins.get(item.path, len(begins)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """See that what is to be pure is."""
+    if not pure.is_pure(pyfuncitem.path):
+        return (yield)
+    with pure.watched(pyfuncitem.name):
+        return (yield)
 
 
 def pytest_sessionfinish() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -182,7 +182,7 @@ def on_gpus(phase: Phase, **changes: Any) -> Replica:  # noqa: ANN401 - fields o
     return replace(replica(phase), spec=ON_GPU, last_run=3, **changes)
 
 
-def read_back(before: Replica, leftovers: dict[tuple[str, int], tuple[str, ...]], boot: Boot = SAME) -> Replica:
+def read_back(before: Replica, leftovers: Mapping[tuple[str, int], tuple[str, ...]], boot: Boot = SAME) -> Replica:
     declared = {"m": Declared(ON_GPU, DIGEST)}
     return recover(states(before), {}, {"m/0": 3}, declared, boot, leftovers).replicas["m/0"]
 
