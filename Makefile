@@ -10,6 +10,8 @@ DESTDIR ?=
 WHEEL ?= .
 SEEDS ?= 1000
 FUZZ_SECONDS ?= 60
+# More words for `make pytest`, such as which tests.
+TESTS ?=
 
 # Never the scripts in .venv/bin: their first line holds an absolute path, which is wrong once the folder has moved.
 PY := .venv/bin/python
@@ -49,7 +51,7 @@ test: lint pytest ## lint, then every test that needs no real engine
 
 .PHONY: pytest
 pytest: $(READY) ## the same without lint
-	$(PY) -m pytest -n 2 -m 'not real'
+	$(PY) -m pytest -n 2 -m 'not real' $(TESTS)
 
 # The package as it is installed, its gateway compiled, in an environment that finds everything else in .venv.
 COMPILED := .venv-compiled
@@ -68,11 +70,11 @@ $(COMPILED)/.ready: $(READY) tools/compile_gateway.py tools/hatch_build.py $(she
 		sys.exit(None if relay.__file__.endswith(".so") else "cannot compile the gateway: MODELSUPD_COMPILE is 0")'
 	@touch $@
 
-# Two at a time, since most of each is waiting; those of a file one after another, since they share an engine. The wheel
-# is what the tests under systemd install.
+# Three at a time, since most of each is waiting; those of a file one after another, since they share an engine, and the
+# files in the order of tests/conftest.py, the longest first. The wheel is what the tests under systemd install.
 .PHONY: test-real
 test-real: engines $(COMPILED)/.ready ## the tests that run a real engine
-	$(PY) -m pytest -n 2 --dist loadfile -m real
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m real
 
 .PHONY: test-compiled
 test-compiled: $(COMPILED)/.ready ## the gateway's tests on the gateway as it is installed: compiled

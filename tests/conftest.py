@@ -6,12 +6,30 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+import pure
 from waiting import until
+
+#: The files that take longest with real engines, the longest first. They begin in this order, so that none of them is
+#: left for the end, when nothing else is there to be done meanwhile.
+LONGEST = [
+    "systemd/test_unit.py",
+    "daemon/test_real_llama_cpp_python.py",
+    "daemon/test_real_vllm.py",
+    "daemon/test_gateway.py",
+    "daemon/test_daemon_weights.py",
+    "daemon/test_real_llama.py",
+    "faults/test_signals.py",
+    "daemon/test_real_gateway.py",
+    "cli/test_cli_daemon.py",
+    "hostile/test_time.py",
+    "faults/test_disk.py",
+    "engines/test_llama_cpp_python_real.py",
+]
 
 #: Everything that this test process makes lies below one short path, by which what it leaves behind is found. A unix
 #: socket's path has room for 107 bytes.
@@ -76,6 +94,21 @@ def place() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="p"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the files of LONGEST go first."""
+    begins = {Path(__file__).parent / name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begins.get(item.path, len(begins)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """See that what is to be pure is."""
+    if not pure.is_pure(pyfuncitem.path):
+        return (yield)
+    with pure.watched(pyfuncitem.name):
+        return (yield)
 
 
 def pytest_sessionfinish() -> None:

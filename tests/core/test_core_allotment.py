@@ -216,3 +216,42 @@ def test_where_it_may_go_is_as_declared() -> None:
     assert (claimed(NEEDS).name, claimed(NEEDS).model) == ("a/0", "a")
     off = replace(ON_GPU, gpus=0)
     assert claim_of(on("a/0", READY, 0, spec=off)).count == 1, "it was declared otherwise while it ran"
+
+
+def test_what_is_not_said_of_a_card_is_nothing() -> None:
+    card = Card(gpu=Gpu(uuid="GPU-0", index=0, total_bytes=8))
+    assert (card.idle_bytes, dict(card.used)) == (0, {})
+
+
+def test_a_run_that_takes_nothing_leaves_all() -> None:
+    whole = replace(ON_GPU, placement=PlacementSpec(vram_bytes=8 * GIB))
+    answer = allot(fleet(on("a/0", WAITING, spec=whole), on("b/0", READY, 0, size=0)), {}, cards(8))
+    assert set(answer.beside) == {"b/0"} or set(answer.placed) == {"a/0"}
+    assert answer.waiting == {}
+
+
+def test_a_run_that_is_given_a_gpu_for_itself_holds_it_so() -> None:
+    alone = replace(ON_GPU, placement=PlacementSpec(exclusive=True))
+    answer = allot(fleet(on("a/0", WAITING, spec=alone)), {}, cards(8))
+    assert answer.placed["a/0"].hold.exclusive
+
+
+def test_who_is_told_of_a_load_beside_it() -> None:
+    """Everyone who lives, those that are being ended too; of two loads the one on its first GPU. The dead hear none."""
+    loads = on("b/0", Spawning(0.0, 1, DIGEST), 0)
+    for phase in (
+        READY,
+        Draining(0.0, process(1), Reason.OPERATOR, 9, 9),
+        Stopping(0.0, process(1), Reason.OPERATOR, 9),
+        Killing(0.0, process(1), Reason.OPERATOR, 9),
+    ):
+        assert allot(fleet(on("a/0", phase, 0), loads), {}, cards(8)).beside == {"a/0": Beside("b/0")}
+    assert allot(fleet(on("a/0", Clearing(0.0, 1, Reason.OPERATOR), 0), loads), {}, cards(8)).beside == {}
+    both = fleet(on("a/0", READY, 0, 1), loads, on("c/0", Spawning(0.0, 1, DIGEST), 1))
+    assert allot(both, {}, cards(8, 8)).beside == {"a/0": Beside("b/0")}
+
+
+def test_a_hold_has_a_size_for_each_of_its_gpus() -> None:
+    broken = on("b/0", READY, hold=Hold(gpus=("GPU-0",), bytes=(1, 2)))
+    with pytest.raises(ValueError, match="longer"):
+        allot(fleet(on("a/0", WAITING), broken), {}, cards(8, 8))

@@ -102,3 +102,7 @@ def test_gone_and_still() -> None:
 
 def test_per_gpu_makes_no_replica_where_no_gpu_is_known() -> None:
     assert replica_names("m", Declared(replace(SPEC, gpus=1, replicas="per-gpu"), DIGEST)) == ()
+
+
+def test_without_a_gpu_there_is_no_replica_for_each() -> None:
+    assert Declared(replace(SPEC, replicas="per-gpu", gpus=1), DIGEST).replicas == 0

@@ -218,6 +218,12 @@ def test_requests_that_do_not_end_and_no_drain_at_all_wait_too() -> None:
     play(starting, at(11, RestartAsked(), "draining"))
 
 
+def test_a_stop_waits_for_less_than_a_second_where_that_is_the_limit() -> None:
+    brief = replace(ON_GPU, stop=replace(ON_GPU.stop, drain_timeout_s=0, beside_load_timeout_s=0.5))
+    held = play(ready_on_gpu(spec=brief, beside="n/0"), at(11, StopAsked(), "draining"))
+    assert deadline(held) == 11.5
+
+
 def test_what_does_not_wait_for_a_load() -> None:
     at_once = replace(ON_GPU, stop=replace(ON_GPU.stop, drain_timeout_s=0))
     never = replace(ON_GPU, stop=replace(at_once.stop, beside_load_timeout_s=0))

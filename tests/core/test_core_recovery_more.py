@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from core.recovering import DECLARED, NOW, OTHER, SAME, resume, states
-from core.samples import CRASH, DIGEST, SPEC, process, replica
+from core.samples import CRASH, DIGEST, HOLD, ON_GPU, SPEC, process, replica
 from modelsupd.core.actions import Action, Clear, Kill, Resolve, Terminate, Watch
-from modelsupd.core.events import Process
+from modelsupd.core.events import Failure, FailureClass, Process
 from modelsupd.core.fleet import Declared
 from modelsupd.core.health import begin
 from modelsupd.core.phases import (
@@ -28,9 +29,11 @@ from modelsupd.core.phases import (
     Starting,
     Stopped,
     Stopping,
+    Waiting,
     Want,
 )
-from modelsupd.core.recovery import Recovered, recover
+from modelsupd.core.placement import Hold, Size
+from modelsupd.core.recovery import Boot, Recovered, recover
 from modelsupd.core.replica import deadline
 from modelsupd.core.restart import History
 from modelsupd.core.spec import Start
@@ -173,3 +176,38 @@ def test_a_record_that_cannot_be_read_is_said_and_costs_only_itself() -> None:
 def test_a_history_is_read_back_whole() -> None:
     before = replace(replica(Failed(1, 3, CRASH, 2500, "i", 7), last_run=3), history=History((1.0, 2.0), 3, 4, 5))
     assert resume(before)[0].history == History((1.0, 2.0), 3, 4, 5)
+
+
+def on_gpus(phase: Phase, **changes: Any) -> Replica:  # noqa: ANN401 - fields of any type
+    return replace(replica(phase), spec=ON_GPU, last_run=3, **changes)
+
+
+def read_back(before: Replica, leftovers: Mapping[tuple[str, int], tuple[str, ...]], boot: Boot = SAME) -> Replica:
+    declared = {"m": Declared(ON_GPU, DIGEST)}
+    return recover(states(before), {}, {"m/0": 3}, declared, boot, leftovers).replicas["m/0"]
+
+
+def test_what_waits_for_a_gpu_and_is_not_wanted_any_more_waits_no_longer() -> None:
+    waiting = on_gpus(Waiting(1500, 3, DIGEST, Size(2)), want=Want.DOWN)
+    after, actions, _ = resume(waiting, highest=2, declared={"m": Declared(ON_GPU, DIGEST)})
+    assert (after.phase, actions) == (Stopped(NOW), ())
+    after, actions, _ = resume(replace(waiting, want=Want.UP), highest=2, declared={"m": Declared(ON_GPU, DIGEST)})
+    assert (after.phase, actions) == (Resolving(NOW, 3), (Resolve(3),))
+
+
+def test_what_is_left_of_a_run_holds_what_the_journal_tells_or_else_its_gpus_for_itself() -> None:
+    left = {("m/0", 3): ("GPU-1",)}
+    spawning = on_gpus(Spawning(1500, 3, DIGEST), hold=HOLD)
+    assert read_back(spawning, left).hold == HOLD
+    unknown = Hold(gpus=("GPU-1",), bytes=(0,), exclusive=True)
+    assert read_back(replace(spawning, hold=None), left).hold == unknown
+    assert read_back(spawning, left, OTHER).hold == unknown, "of an earlier boot nothing is held any more"
+
+
+def test_a_record_brings_back_the_gpus_of_a_process_and_how_long_a_server_asked_to_wait() -> None:
+    ready = on_gpus(Ready(1500, replace(process(3), gpus=("GPU-0",)), PULSE), hold=HOLD)
+    assert read_back(ready, {}).process == replace(process(3), gpus=("GPU-0",))
+    failure = Failure(FailureClass.UNREACHABLE, "cannot fetch it: answers 429", 7.0)
+    after = read_back(on_gpus(Backoff(1500, 3, failure, NOW + 7)), {})
+    assert isinstance(after.phase, Backoff)
+    assert after.phase.failure == failure
