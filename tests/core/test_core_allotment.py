@@ -233,7 +233,9 @@ def test_a_run_that_takes_nothing_leaves_all() -> None:
 def test_a_run_that_is_given_a_gpu_for_itself_holds_it_so() -> None:
     alone = replace(ON_GPU, placement=PlacementSpec(exclusive=True))
     answer = allot(fleet(on("a/0", WAITING, spec=alone)), {}, cards(8))
-    assert answer.placed["a/0"].hold.exclusive
+    hold = answer.placed["a/0"].hold
+    assert hold is not None
+    assert hold.exclusive
 
 
 def test_who_is_told_of_a_load_beside_it() -> None:

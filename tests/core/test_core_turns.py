@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, note, settings
-from hypothesis import strategies as st
-
 from core.demanding import fleet, on_demand, ready, starting, told, waits
-from core.samples import CRASH, DIGEST, process
+from core.samples import CRASH, process
 from core.test_core_allotment import cards
-from modelsupd.core.allotment import Allotment, Card, allot
-from modelsupd.core.demand import Usage, Use, Wanted, exclude
+from modelsupd.core.allotment import Allotment, allot
+from modelsupd.core.demand import Usage
 from modelsupd.core.events import Evicted, Placed
-from modelsupd.core.gpu_spec import PlacementSpec
 from modelsupd.core.phases import (
     Backoff,
     Clearing,
-    Draining,
-    Live,
-    Ready,
     Reason,
     Replica,
     Resolving,
-    Spawning,
     Stopped,
     Stopping,
-    Waiting,
 )
-from modelsupd.core.placement import Hold, place
-from modelsupd.core.spec import Start, gpu_count
+from modelsupd.core.placement import Hold
+from modelsupd.core.spec import Start
 
 GROUP: dict[str, Any] = {"group": "g", "excludes": ("g",)}
 GPU_0 = Hold(gpus=("GPU-0",), bytes=(2 << 30,), idle_bytes=(1,))
@@ -65,7 +55,7 @@ def test_whoever_was_told_to_give_way_is_not_told_again_and_another_takes_nothin
     ending = replace(ready("a/0", 0, 0, size=6), phase=Stopping(99, process(1), Reason.EVICTED, 109))
     gone_soon = decide(waits("b/0", 99, 6, 1), waits("c/0", 99.5, 2, 1), replace(ending, demanded_by=""), on=(8,))
     assert (gone_soon.placed, gone_soon.evicted) == ({}, {})
-    assert gone_soon.waiting["b/0"] == "room is being made"
+    assert gone_soon.waiting["b/0"] == "a/0 gives way"
     gone = decide(waits("b/0", 99, 6, 1), waits("c/0", 99.5, 2, 1), on=(8,))
     assert list(gone.placed) == ["b/0"]
 
@@ -221,7 +211,7 @@ def test_whoever_is_idle_for_too_long_goes_and_its_room_is_given_then() -> None:
     assert answer.evicted == {"a/0": Evicted(1, "no request for 600 s")}
     both = decide(waits("b/0", 599, 6, 1), ready("a/0", 0, 0, size=6), now=600, on=(8,))
     assert both.evicted == {"a/0": Evicted(1, "no request for 600 s")}
-    assert both.waiting == {"b/0": "room is being made"}
+    assert both.waiting == {"b/0": "a/0 gives way"}
     replicas = fleet(ready("a/0", 0, 0, size=6))
     again = allot(replicas, {}, cards(8), told(), 600, {"a/0"})
     assert (again.evicted, set(again.closed)) == ({}, {"a/0"})
@@ -239,185 +229,3 @@ def test_clients_that_leave_end_the_wait_and_those_that_come_begin_it() -> None:
     assert answer.evicted == {"a/0": Evicted(1, "nobody waits for it any more")}
     came = decide(on_demand("a/0", Stopped(0.0)), usage=told(wanted={"a": 99.0}))
     assert came.demanded == ("a/0",)
-
-
-# Any case
-
-NOW = 1000.0
-
-
-@st.composite
-def replicas_of(draw: st.DrawFn, name: str, gpus: int) -> Replica:
-    """Return a replica in any phase that matters here."""
-    model = name.partition("/")[0]
-    start = draw(st.sampled_from([Start.ON_DEMAND] * 4 + [Start.ALWAYS]))
-    own: dict[str, Any] = {"priority": draw(st.sampled_from([0, 0, 0, 1])), "turn_s": draw(st.sampled_from([0, 30]))}
-    if start is Start.ON_DEMAND:
-        own |= {
-            "group": draw(st.sampled_from([None, "g"])),
-            "excludes": draw(st.sampled_from([(), (), ("g",), ("m0",) if model != "m0" else ()])),
-            "pinned": draw(st.integers(0, 5)) == 0,
-            "residence_s": draw(st.sampled_from([0, 10])),
-            "idle_timeout_s": draw(st.sampled_from([0, 600])),
-        }
-    since = NOW - draw(st.sampled_from([0, 5, 20, 100, 900]))
-    count = draw(st.sampled_from([0, 1, 1, 2])) if gpus > 1 else draw(st.sampled_from([0, 1, 1])) if gpus else 0
-    size = draw(st.integers(0, 8))
-    if draw(st.booleans()):
-        found = waits(name, since, size, count, start=start, **own)
-        return replace(found, spec=replace(found.spec, placement=draw(placements)))
-    on = draw(st.permutations(range(gpus)))[:count]
-    phase = draw(
-        st.sampled_from(
-            [
-                *[ready(name, since).phase] * 5,
-                starting(name).phase,
-                Spawning(since, 1, DIGEST),
-                Draining(since, process(1), Reason.EVICTED, NOW + 5, NOW + 5),
-                Draining(since, process(1), Reason.RESTART, NOW + 5, NOW + 5, held=True),
-                Clearing(since, 1, Reason.EVICTED),
-            ]
-        )
-    )
-    found = on_demand(name, phase, *on, size=min(size, 4), start=start, **own)
-    ends = isinstance(phase, Draining | Clearing) and not getattr(phase, "held", False)
-    return replace(found, demanded_by="" if ends else found.demanded_by)
-
-
-placements = st.sampled_from(
-    [PlacementSpec(), PlacementSpec(), PlacementSpec(exclusive=True), PlacementSpec(apart_from=("m1",))]
-)
-
-
-@st.composite
-def cases(draw: st.DrawFn, most_gpus: int = 2, most: int = 6) -> tuple[dict[str, Replica], list[Card], Usage]:
-    """Return a fleet, its GPUs, and what gateways tell."""
-    sizes = draw(st.lists(st.integers(4, 9), max_size=most_gpus))
-    names = [f"m{number // 2 if number < 2 else number}/{number % 2 if number < 2 else 0}" for number in range(most)]
-    replicas = {name: draw(replicas_of(name, len(sizes))) for name in names[: draw(st.integers(1, most))]}
-    runs = {
-        f"{name}#1": Use(draw(st.sampled_from([0, 0, 2])), draw(st.sampled_from([None, NOW - 3, NOW - 700])))
-        for name in replicas
-    }
-    wanted = {
-        replica.model: Wanted(1, NOW - draw(st.sampled_from([0, 10, 200])))
-        for replica in replicas.values()
-        if draw(st.integers(0, 3)) == 0
-    }
-    return replicas, cards(*sizes), Usage(runs, wanted, known=draw(st.integers(0, 9)) > 0)
-
-
-def present(replica: Replica) -> bool:
-    return isinstance(replica.phase, Spawning | Live | Clearing)
-
-
-def ending(replica: Replica) -> bool:
-    phase = replica.phase
-    return isinstance(phase, Stopping | Clearing) or (isinstance(phase, Draining) and not phase.held)
-
-
-def may_go(replica: Replica, to: Replica, usage: Usage) -> str:
-    """Return why a replica may not be told to give way to another, "" where it may, told without the code that does."""
-    demand, phase = replica.spec.demand, replica.phase
-    if replica.spec.start is not Start.ON_DEMAND or demand.pinned or not isinstance(phase, Ready):
-        return "does not start on demand, is pinned or is not ready"
-    if demand.priority > to.spec.demand.priority:
-        return "is of a higher priority"
-    if demand.priority == to.spec.demand.priority:
-        in_flight = usage.runs.get(f"{replica.name}#1", Use()).in_flight
-        if in_flight or not usage.known:
-            return "is in use"
-        if phase.since + demand.residence_s > NOW:
-            return "has only just become ready"
-    return ""
-
-
-def fit_together(replicas: Mapping[str, Replica], on: list[Card], gone: Collection[str], claimants: list[str]) -> bool:
-    """Ask `placement` whether some that wait fit when others are gone."""
-    from modelsupd.core.allotment import _held, claim_of  # noqa: PLC0415 - what is held is reckoned as ever
-
-    holds = {name: each.hold for name, each in replicas.items() if each.hold is not None and name not in gone}
-    held = _held(replicas, holds, {card.gpu.uuid: card for card in on})
-    claims = [claim_of(replicas[name]) for name in claimants if gpu_count(replicas[name].spec)]
-    return place([card.gpu for card in on], held, claims).waiting == {}
-
-
-def brief(case: tuple[dict[str, Replica], list[Card], Usage]) -> str:
-    """Return a case in few words, for when it fails."""
-    replicas, on, usage = case
-    rows = [f"{card.gpu.uuid}: {card.gpu.total_bytes >> 30} GiB" for card in on]
-    for each in replicas.values():
-        holds = (
-            [(uuid, size >> 30) for uuid, size in zip(each.hold.gpus, each.hold.bytes, strict=True)]
-            if each.hold
-            else ""
-        )
-        rows.append(f"{each.name} {each.spec.start} {type(each.phase).__name__} since {each.phase.since} {holds}")
-        rows.append(f"    {each.spec.demand} gpus={each.spec.gpus} size={getattr(each.phase, 'size', '')}")
-    return "\n".join([*rows, str(usage)])
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(cases())
-def test_whatever_is_there_nobody_gives_way_who_need_not_and_nobody_starts_beside_what_it_excludes(
-    case: tuple[dict[str, Replica], list[Card], Usage],
-) -> None:
-    replicas, on, usage = case
-    note(brief(case))
-    answer = allot(replicas, {}, on, usage, NOW)
-    claimants = set()
-    for name, event in answer.evicted.items():
-        to = replicas.get(event.words.removeprefix("gives way to "))
-        assert event.run == 1
-        if to is not None:
-            claimants.add(to.name)
-            assert isinstance(to.phase, Waiting)
-            assert to.model != replicas[name].model
-            assert may_go(replicas[name], to, usage) == ""
-    for name in answer.closed:
-        mine = replicas[name]
-        assert mine.spec.start is Start.ON_DEMAND
-        assert not mine.spec.demand.pinned
-        assert isinstance(mine.phase, Ready)
-        assert mine.phase.since + mine.spec.demand.residence_s <= NOW
-    gone = {*answer.evicted, *(name for name, each in replicas.items() if ending(each))}
-    assert fit_together(replicas, on, gone, [*sorted(claimants), *answer.placed]), "gave way for nothing"
-    there = [each for name, each in replicas.items() if present(each) or name in answer.placed]
-    for name in answer.placed:
-        for other in there:
-            assert not exclude(replicas[name].spec, replicas[name].model, other.spec, other.model)
-    assert not answer.placed.keys() & (answer.waiting.keys() | answer.evicted.keys())
-    assert answer.again_at is None or answer.again_at > NOW, "would be asked again at once, and for ever"
-    unsettled = {event.loading for event in answer.beside.values()}
-    for name, each in replicas.items():
-        if isinstance(each.phase, Waiting) and name not in answer.evicted:
-            assert name in answer.placed or answer.waiting.get(name) or name in unsettled, f"{name} is not told why"
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(cases(), st.randoms(use_true_random=False))
-def test_the_same_question_has_the_same_answer_in_whatever_order_it_is_put(
-    case: tuple[dict[str, Replica], list[Card], Usage], rng: object
-) -> None:
-    replicas, on, usage = case
-    names, shuffled = list(replicas), list(on)
-    rng.shuffle(names)  # type: ignore[attr-defined]  # a random.Random of Hypothesis's
-    rng.shuffle(shuffled)  # type: ignore[attr-defined]  # the same
-    assert allot({name: replicas[name] for name in names}, {}, shuffled, usage, NOW) == allot(
-        replicas, {}, on, usage, NOW
-    )
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(cases(most_gpus=1))
-def test_whoever_was_told_once_is_not_told_again_and_nobody_else_goes_for_the_same(
-    case: tuple[dict[str, Replica], list[Card], Usage],
-) -> None:
-    replicas, on, usage = case
-    note(brief(case))
-    first = allot(replicas, {}, on, usage, NOW)
-    again = allot(replicas, {}, on, usage, NOW, set(first.evicted))
-    assert not again.evicted.keys() & first.evicted.keys()
-    # Where one goes, there may be room enough for somebody else; not for the same once more.
-    assert not {event.words for event in again.evicted.values()} & {event.words for event in first.evicted.values()}
-    assert set(again.placed) == set(first.placed)
