@@ -22,6 +22,7 @@ FIGURES = {
     "gateway": "requests a second, time to the first event, CPU and memory, against nginx and HAProxy",
     "gateway_restart": "300 streams while the daemon or the gateway is replaced, against the same undisturbed",
     "placement": "1,000 replicas placed on 512 GPUs",
+    "wake": "a request for a model that sleeps, until its first byte",
     "swap": "a request for a model in whose place another is, until its first byte",
     "fairness": "swaps and longest wait of requests that alternate, against first come, first served",
     "demand": "one decision about who gives way to a model that requests wait for",
