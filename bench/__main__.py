@@ -41,7 +41,7 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.figure) - FIGURES.keys():
         parser.error(f"there is no figure {', '.join(sorted(unknown))}; there are {', '.join(FIGURES)}")
-    sys.path[1:1] = [str(Path(__file__).parent.parent / "tests")]
+    sys.path[1:1] = [str(Path(__file__).parent.parent / name) for name in ("tests", "tools")]
     for name in asked.figure or FIGURES:
         importlib.import_module(name).main(asked.runs)
         print(flush=True)
