@@ -62,7 +62,7 @@ def told(*phases: Phase, spec: ModelSpec = ASKED, closed: tuple[str, ...] = (), 
         ((Stopped(0), Resolving(0, 1)), Availability.LOADING, "loading"),
         ((Backoff(0, 1, CRASH, 9.0),), Availability.LOADING, "starts again soon; crash"),
         ((Waiting(0, 1, DIGEST),), Availability.LOADING, "waits for its turn"),
-        ((Waiting(0, 1, DIGEST, why="behind n/0"),), Availability.LOADING, "waits: behind n/0"),
+        ((Waiting(0, 1, DIGEST, why="behind n/0"),), Availability.LOADING, "waits: behind another"),
     ],
 )
 def test_a_model_that_starts_on_demand(phases: tuple[Phase, ...], expected: Availability, reason: str) -> None:

@@ -45,6 +45,10 @@ _GIVES_WAY = "gives way to another model; it comes back in its turn"
 _MAX_REASON_CHARS = 160
 
 
+#: What reads as the name of a replica.
+_A_REPLICA = re.compile(r"[^\s,;:]+/\d+\b")
+
+
 def models(
     declared: Mapping[str, ModelSpec],
     replicas: Mapping[str, Replica],
@@ -126,10 +130,10 @@ def _outlook(
 
 
 def _waiting(replica: Replica, phase: Waiting) -> str:
-    """Return what a replica waits for, without who has how much of a GPU."""
+    """Return what a replica waits for, without who has how much of a GPU: who asks may not know of other models."""
     if not phase.why:
         return "waits for a GPU" if gpu_count(replica.spec) > 0 else "waits for its turn"
-    why = re.sub(r" ?\([^()]*\)", "", phase.why)
+    why = _A_REPLICA.sub("another", re.sub(r" ?\([^()]*\)", "", phase.why))
     return f"waits: {why if len(why) <= _MAX_REASON_CHARS else why[: _MAX_REASON_CHARS - 1] + '…'}"
 
 
