@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from modelsupd.core.actions import Abandon, Action, Spawn
+from modelsupd.core.actions import Abandon, Action, Probe, Spawn
 from modelsupd.core.events import (
     Cleared,
     Demanded,
@@ -21,6 +21,7 @@ from modelsupd.core.events import (
     Ticked,
 )
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Clearing,
     Failed,
@@ -60,6 +61,8 @@ def check_step(before: Replica, event: Event, after: Replica, actions: tuple[Act
     if before.hold is not None and after.hold is None:
         over = isinstance(event, Exited | Cleared | Stuck | SpawnFailed)
         assert over, f"GPUs were let go of by {event}, with something of the run left"
+    asked = isinstance(after.phase, Asleep) and Probe in map(type, actions)
+    assert not asked, f"{after.phase} and is asked for something"
     assert (Spawn in map(type, actions)) == (isinstance(after.phase, Spawning) and after.phase is not before.phase)
     if type(after.phase) is not type(before.phase):
         assert after.reason, f"{phase_name(before.phase)} to {phase_name(after.phase)} without a reason"

@@ -254,8 +254,6 @@ class SimEffects:
     async def _probe(self, name: str, action: Probe) -> Event:
         world = self._world
         run = self._find(name, action.run)
-        if run is not None and run.alive and run.asleep and action.kind is not ProbeKind.DRAIN:
-            raise world.violated(f"{name}#{action.run} sleeps and is asked for something: {action.kind}")
         before, began_at = self._vitals(run), world.now
         outcome, takes_s = self._answer(run, action.kind)
         if outcome is Outcome.TIMED_OUT or takes_s >= action.timeout_s:
@@ -277,6 +275,8 @@ class SimEffects:
         quick_s = world.rng.uniform(0.001, 0.3)
         if run is None or not run.alive:
             return Outcome.REFUSED, 0.001
+        if run.asleep and kind in (ProbeKind.START, ProbeKind.GENERATION):
+            return Outcome.LOADING, quick_s  # it is asked first whether it sleeps, where nobody knows
         if run.frozen:
             polite = run.polite and kind in (ProbeKind.ALIVE, ProbeKind.DRAIN)
             return (Outcome.ANSWERED, quick_s) if polite else (Outcome.TIMED_OUT, 0.0)

@@ -374,7 +374,7 @@ class _Game:
 
     def _engine_unrest(self, name: str, life: Life) -> Iterator[str]:
         replica, remaining = life.driver.replicas[name], self.world.remaining(name)
-        expected = [replica.last_run] if phase_name(replica.phase) == "ready" else []
+        expected = [replica.last_run] if phase_name(replica.phase) in {"ready", "asleep"} else []
         if [run.run for run in remaining] != expected:
             yield f"{name} is {phase_name(replica.phase)} and there are {[run.run for run in remaining]}"
         for run in remaining:

@@ -11,6 +11,7 @@ Three rules:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def allot(
     ending = {uuid: name for name, hold in holds.items() if name in going for uuid in hold.gpus}
     claims = {name: claim_of(replica) for name, replica in waiting.items() if gpu_count(replica.spec) > 0}
     present = {
-        name: replica
+        name: _on_its_way(replica) if name in granted else replica
         for name, replica in replicas.items()
         if name in granted or isinstance(replica.phase, Spawning | Live | Clearing)
     }
@@ -210,6 +211,14 @@ def claim_of(replica: Replica) -> Claim:
         pack=declared.strategy is Strategy.PACK,
         apart=_apart_from(replica),
     )
+
+
+def _on_its_way(replica: Replica) -> Replica:
+    """Return a replica that was given its turn as one that has taken it: a sleeper as one that wakes up."""
+    phase = replica.phase
+    if not isinstance(phase, Asleep):
+        return replica
+    return dataclasses.replace(replica, phase=dataclasses.replace(phase, state=Resting.WAKING))
 
 
 def _settling(replicas: Mapping[str, Replica], cards: Mapping[str, Card]) -> Iterator[str]:

@@ -143,8 +143,9 @@ def yields(replica: Replica, to: Replica, waits_since: float, usage: Usage, now:
     above = demand.priority < to.spec.demand.priority
     turn_at = waits_since + to.spec.demand.turn_s
     start_s = replica.learned.start_s if replica.learned is not None else UNKNOWN_START_S
-    if rests(replica) and not replica.demanded_by:
-        return Yielding(now=True, cost=start_s / max(1.0, now - phase.since))
+    if rests(replica):
+        # Also one that waits to wake: whoever goes before it may need its room, and it can start anew.
+        return Yielding(now=True, cost=start_s if replica.demanded_by else start_s / max(1.0, now - phase.since))
     if not isinstance(phase, Ready):
         return Yielding(soon=above or now >= turn_at, cost=start_s, why=f"{replica.name} is not ready yet")
     since = idle_since(replica, usage)

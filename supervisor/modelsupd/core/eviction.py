@@ -134,7 +134,7 @@ class Floor:
             return None
         there = {name: seat for name, seat in self._on[gpu.uuid].items() if name not in gone}
         deficit -= sum(size for name, (_run, size) in self._on[gpu.uuid].items() if name in gone)
-        must = {name for name, (run, _size) in there.items() if _apart(claim, run)}
+        must = {name for name, (run, _size) in there.items() if apart(claim, run)}
         if not must <= candidates.keys():
             return None
         deficit -= sum(there[name][1] for name in must)
@@ -143,7 +143,8 @@ class Floor:
         return None if best is None else (_price(best, candidates), best)
 
 
-def _apart(claim: Claim, run: Held) -> bool:
+def apart(claim: Claim, run: Held) -> bool:
+    """Tell whether a claim shares no GPU with a run, however much room there is."""
     return claim.exclusive or run.exclusive or run.model in claim.apart or claim.model in run.apart
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from modelsupd.core.demand import Usage, Yielding, exclude, waits_since, yields
 from modelsupd.core.events import Evicted
-from modelsupd.core.eviction import Candidate, Floor
+from modelsupd.core.eviction import Candidate, Floor, apart
 from modelsupd.core.phases import Clearing, Draining, Killing, Ready, Reason, Replica, Stopping
 from modelsupd.core.placement import Claim, Held
 from modelsupd.core.sleeping import kept_asleep, rests
@@ -110,7 +110,7 @@ class TurnTaking:
         answers = {
             name: yields(other, replica, since, self._usage, self._now)
             for name, other in self._present.items()
-            if name not in self._leaving and other.model != replica.model
+            if name not in self._leaving and name not in self._taken and other.model != replica.model
         }
         # Who sleeps does not run, before it is woken.
         against = {other.name for other in self._against(replica, self._present) if not rests(other)}
@@ -233,10 +233,12 @@ class TurnTaking:
         for name in sorted(victims):
             sleeps = self._can_sleep(self._present[name], claim)
             self.turns.evicted[name] = Evicted(self._present[name].last_run, f"gives way to {replica.name}", sleeps)
-        going = {name: self._present[name] for name in sorted(set(victims) | (set(there) & self._leaving))}
+        # Of those there, some have only been given room, in this very decision.
+        ends = set(victims) | (set(there) & self._leaving & self._present.keys())
+        going = {name: self._present[name] for name in sorted(ends)}
         evicted = [name for name, other in going.items() if _is_evicted(other)]
-        ends = [name for name in going if name not in evicted]
-        ways = ((evicted, "gives way", "give way"), (ends, "ends", "end"))
+        others = [name for name in going if name not in evicted]
+        ways = ((evicted, "gives way", "give way"), (others, "ends", "end"))
         words = [f"{' and '.join(names)} {one if len(names) == 1 else many}" for names, one, many in ways if names]
         return ", ".join(words) or "room is being made"
 
@@ -247,9 +249,9 @@ class TurnTaking:
             return False
         if hold is None:
             return True
-        apart = frozenset(replica.spec.placement.apart_from)
-        seat = Held(name=replica.name, model=replica.model, gpus=hold.gpus, bytes=hold.bytes, apart=apart)
-        if not self._later.holds(seat) or (claim is not None and (claim.exclusive or replica.model in claim.apart)):
+        off = frozenset(replica.spec.placement.apart_from)
+        seat = Held(name=replica.name, model=replica.model, gpus=hold.gpus, bytes=hold.bytes, apart=off)
+        if not self._later.holds(seat) or (claim is not None and apart(claim, seat)):
             return False
         self._later.take(seat)
         return True

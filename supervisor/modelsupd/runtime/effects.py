@@ -47,7 +47,7 @@ from modelsupd.core.events import (
 from modelsupd.core.phases import Asleep, Replica, Spawning
 from modelsupd.core.placement import Size
 from modelsupd.core.spec import EngineSpec, ModelSpec, StopLimits, gpu_count
-from modelsupd.engines.base import Adapter, Files, adapter
+from modelsupd.engines.base import Adapter, Files, Sleeper, adapter
 from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
 from modelsupd.runtime.fetching import Fetches
 from modelsupd.runtime.gpus.keeper import Gpus
@@ -62,7 +62,7 @@ from modelsupd.runtime.process import (
     TreeVitals,
     connections,
 )
-from modelsupd.runtime.sleep import carry_out, lacking_bytes
+from modelsupd.runtime.sleep import carry_out, lacking_bytes, sleeps
 from modelsupd.weights.wire import Job
 
 log = structlog.get_logger("effects")
@@ -316,6 +316,8 @@ class RuntimeEffects:
         if kind is ProbeKind.DRAIN and engine.request(kind, replica.model, spec) is None:
             vitals = Vitals(in_flight=connections(process.endpoint))
             return Probed(run, kind, Outcome.ANSWERED, f"{vitals.in_flight} connections open", vitals, vitals)
+        if await self._sleeps(replica, action):
+            return Probed(run, kind, Outcome.LOADING, "it sleeps, of which nothing is on record", Vitals(), Vitals())
         # Reading a process tree costs more than the probe of a healthy engine, so only what is slow to answer is
         # looked at, first while it keeps us waiting and again at the end. A start is always looked at.
         first: list[TreeVitals] = []
@@ -341,6 +343,15 @@ class RuntimeEffects:
             last = less_idle(first[0], last, engine.idle_cpus(spec) * took_s)
         before = _vitals(first[0] if first else last)
         return Probed(run, kind, outcome, evidence, before, _vitals(last, delivered, in_flight), took_s)
+
+    @staticmethod
+    async def _sleeps(replica: Replica, action: Probe) -> bool:
+        """Tell whether an engine that can sleep does so, though nobody knows: then it must not be asked for tokens."""
+        engine, process = adapter(replica.spec.engine), replica.process
+        generates = action.kind in (ProbeKind.START, ProbeKind.GENERATION)
+        if not (generates and replica.spec.demand.sleep and process is not None and isinstance(engine, Sleeper)):
+            return False
+        return await sleeps(engine, process.endpoint, action.timeout_s)
 
     def _delivered(self, engine: Adapter, replica: Replica, action: Probe, outcome: Outcome) -> int | None:
         """Return a counter made of what is seen from outside, for an engine that is known to show it there."""

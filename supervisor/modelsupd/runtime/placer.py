@@ -45,7 +45,7 @@ class Placer:
         self._loop = asyncio.get_running_loop()
         self._granted: dict[str, tuple[int, Hold | None]] = {}
         self._demanding: dict[str, Replica] = {}
-        self._leaving: dict[str, int] = {}
+        self._leaving: dict[str, Replica] = {}
         self._again: asyncio.TimerHandle | None = None
         self.closed: frozenset[str] = frozenset()
         self._telling: dict[str, tuple[str, str]] = {}
@@ -81,7 +81,8 @@ class Placer:
             pass
 
     def _decide(self) -> bool:
-        replicas = self._replicas()
+        # As it is now: what is told to one may have another forgotten.
+        replicas = dict(self._replicas())
         self._forget(replicas)
         cards = self._cards()
         answer = self._asked(replicas, cards)
@@ -108,8 +109,8 @@ class Placer:
                 self._demanding[name] = replicas[name]
                 self._put(name, Demanded(CLIENTS))
         for name, event in answer.evicted.items():
-            if self._leaving.get(name) != event.run:
-                self._leaving[name] = event.run
+            if name not in self._leaving:
+                self._leaving[name] = replicas[name]
                 self._put(name, event)
         closed = answer.closed | {name for name in self._leaving if isinstance(replicas[name].phase, Ready)}
         if closed != self.closed:
@@ -136,11 +137,7 @@ class Placer:
         self._told = {name: told for name, told in self._told.items() if name in replicas}
         # One that was told, and is published with something new by now, has taken note of it or will never do so.
         self._demanding = {name: seen for name, seen in self._demanding.items() if replicas.get(name) is seen}
-        self._leaving = {
-            name: run
-            for name, run in self._leaving.items()
-            if name in replicas and replicas[name].last_run == run and replicas[name].demanded_by
-        }
+        self._leaving = {name: told for name, told in self._leaving.items() if _still(replicas.get(name), told)}
 
     def _tell(self, name: str, before: str, event: Beside) -> bool:
         """Tell a replica of a load, once; return whether it has heard of it by now."""
@@ -161,3 +158,9 @@ class Placer:
                 return
         self._told[replica.name] = run, why, now
         self._put(replica.name, Waits(run, why))
+
+
+def _still(replica: Replica | None, told: Replica) -> bool:
+    """Tell whether a replica that was told to give way has not been published as doing so."""
+    same = replica is not None and (replica.last_run, type(replica.phase)) == (told.last_run, type(told.phase))
+    return same and replica is not None and bool(replica.demanded_by) == bool(told.demanded_by)

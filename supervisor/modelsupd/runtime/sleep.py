@@ -47,6 +47,14 @@ async def carry_out(engine: Adapter, endpoint: str, action: Sleep | Wake, host_b
     return ended(action.run)
 
 
+async def sleeps(engine: Sleeper, endpoint: str, timeout_s: float) -> bool:
+    """Tell whether an engine says that it sleeps; one that does not answer does not say so."""
+    try:
+        return await _sleeps(engine, endpoint, time.monotonic() + timeout_s) is True
+    except (ProbeError, TimeoutError):
+        return False
+
+
 async def lacking_bytes(weights: str | None, before: Hold, reserve_bytes: int) -> int | None:
     """Return how much more memory of the host an engine would want to keep its weights there than it may have.
 
