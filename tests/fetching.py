@@ -22,7 +22,7 @@ KEY = f"{REPO}/{MODEL}"
 
 # On a loopback one connection would do. What can go wrong with several is what is tested, in child processes too, so
 # that all of them come at once; `test_transfer.py` tests when they come otherwise.
-download._JOIN_AFTER_S = download._SLOW = 0.0
+download._JOIN_ANYWAY_S = 0.0
 
 #: Small enough that a file of a MiB is fetched in many pieces.
 QUICK: dict[str, Any] = {

@@ -141,7 +141,9 @@ def test_a_stream_that_does_not_end_is_cut(place: Path, binary: str, weights: Pa
 
 
 def test_a_killed_daemon_leaves_it_generating_and_the_next_adopts_it(place: Path, binary: str, weights: Path) -> None:
-    with host(place, model(binary, weights, ctx_size=8192)) as daemon:
+    # Nobody reads the stream until the next daemon is there: where three tests share two cores, that is a hang of 2 s.
+    patient = model(binary, weights, ctx_size=8192).replace("hang_after_s = 2\n", "hang_after_s = 30\n")
+    with host(place, patient) as daemon:
         first = daemon.until_phase("ready")
         stream = streaming(first["endpoint"], tokens=2000)
         daemon.stop(signal.SIGKILL)

@@ -69,6 +69,7 @@ def test_others_join_where_one_connection_is_so_much_slower_than_the_digest(
     hub: MockHub, place: Path, monkeypatch: pytest.MonkeyPatch, slow: float, connections: int
 ) -> None:
     monkeypatch.setattr(download, "_SLOW", slow)
+    monkeypatch.setattr(download, "BUFFER_BYTES", 8 * 1024)
     monkeypatch.setattr(download, "_JOIN_AFTER_S", 0.02)
     monkeypatch.setattr(download, "_JOIN_ANYWAY_S", 1e9)
     hub.faults[KEY] = faults.Drip(piece=8 * 1024, every_s=0.002)

@@ -185,7 +185,8 @@ class Download:
         """Return how many connections are to join the first one, for which the digest has been waiting."""
         if not self._may_join or self._side_by_side:
             return 0
-        is_slow = self._waited_s * self._hashed_bytes >= _SLOW * self._hashing_s * self.received_bytes
+        took = self._waited_s * self._hashed_bytes, _SLOW * self._hashing_s * self.received_bytes
+        is_slow = self._hashed_bytes > 0 and took[0] >= took[1]  # before anything was hashed nothing can be compared
         if not (is_slow and self._waited_s >= _JOIN_AFTER_S) and waiting_s < _JOIN_ANYWAY_S:
             return 0
         self._side_by_side = True
