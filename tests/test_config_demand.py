@@ -71,9 +71,10 @@ def test_without_a_gateway_nobody_can_ask(tmp_path: Path, gateway: str) -> None:
     ]
 
 
-def test_one_that_nobody_waits_for_would_never_start(tmp_path: Path) -> None:
-    nobody = "[models.m.gateway]\nstart_wait_s = 0\n"
-    where = "models.m.gateway.start_wait_s = 0: "
+@pytest.mark.parametrize("limit", ["start_wait_s", "max_queued"])
+def test_one_that_nobody_waits_for_would_never_start(tmp_path: Path, limit: str) -> None:
+    nobody = f"[models.m.gateway]\n{limit} = 0\n"
+    where = f"models.m.gateway.{limit} = 0: "
     why = "a model that starts on demand is started by who waits for it: must be more than 0"
     assert problems(tmp_path, GATEWAY + model("m") + nobody) == [where + why]
     read(tmp_path, GATEWAY + model("m", start="") + nobody)
@@ -157,3 +158,17 @@ def test_taking_turns_otherwise_restarts_nothing(tmp_path: Path) -> None:
     demand = "priority = 5\npinned = true\ngroup = 'g'\nexcludes = ['g']"
     other = read(tmp_path, GATEWAY + model("a", demand=demand)).declaration.models["a"]
     assert launch_digest(other) == launch_digest(plain)
+
+
+def test_only_what_can_sleep_and_has_gpus_is_told_to(tmp_path: Path) -> None:
+    assert problems(tmp_path, GATEWAY + model("m", demand="sleep = 1")) == [
+        "models.m.demand.sleep = 1: is vLLM's: an engine of kind 'command' cannot sleep"
+    ]
+    vllm = "[models.v]\nengine = 'vllm'\nweights = '/v'\nstart = 'on-demand'\ndemand.sleep = 2\n"
+    assert problems(tmp_path, GATEWAY + vllm) == [
+        "models.v.demand.sleep = 2: is for a model that uses GPUs, whose memory it gives back"
+    ]
+    assert read(tmp_path, GATEWAY + vllm + "gpus = 1\n").declaration.models["v"].demand.sleep == 2
+    assert problems(tmp_path, GATEWAY + vllm + "gpus = 1\nargs.enable_sleep_mode = true\n") == [
+        "models.v.args.enable_sleep_mode = true: cannot be set here: that it sleeps is said by 'demand.sleep'"
+    ]

@@ -33,9 +33,11 @@ def of_model(spec: ModelSpec) -> Iterator[Problem]:
             if item.name in _OF_THOSE_THAT_GIVE_WAY and value != item.default:
                 why = f"is for start = 'on-demand', and this one starts '{spec.start}'"
                 yield Problem(("demand", item.name), _plain(value), why)
-    elif spec.gateway.start_wait_s == 0:
+    else:
         why = "a model that starts on demand is started by who waits for it: must be more than 0"
-        yield Problem(("gateway", "start_wait_s"), 0, why)
+        for name in ("start_wait_s", "max_queued"):
+            if getattr(spec.gateway, name) == 0:
+                yield Problem(("gateway", name), 0, why)
     if demand.sleep and not isinstance(adapter(spec.engine), Sleeper):
         yield Problem(("demand", "sleep"), demand.sleep, f"is vLLM's: an engine of kind '{spec.engine}' cannot sleep")
     elif demand.sleep and gpu_count(spec) == 0:
