@@ -176,3 +176,12 @@ def test_a_drain_ends_by_its_timeout_even_if_the_next_look_comes_later() -> None
 def test_the_hard_cap_of_a_start_names_itself() -> None:
     starting = replica(Starting(0, process(), replace(begin(0), moved_at=3500)), last_run=1)
     play(starting, at(3600, Ticked(), "killing", Kill(1), reason="start-stalled: not ready after 3600 s"))
+
+
+def test_how_long_a_start_took_is_counted_from_its_process() -> None:
+    """And how long it stood still, from when anything was seen of it."""
+    starting = replica(Starting(100, process(), begin(100)), last_run=1)
+    after = play(starting, at(107, probed(Outcome.TOKENS), "ready"))
+    assert after.learned is not None
+    assert (after.learned.start_s, after.learned.still_s) == (7, 7)
+    assert begin(100).still_s == 0
