@@ -162,7 +162,7 @@ def test_taking_turns_otherwise_restarts_nothing(tmp_path: Path) -> None:
 
 def test_only_what_can_sleep_and_has_gpus_is_told_to(tmp_path: Path) -> None:
     assert problems(tmp_path, GATEWAY + model("m", demand="sleep = 1")) == [
-        "models.m.demand.sleep = 1: is vLLM's: an engine of kind 'command' cannot sleep"
+        "models.m.demand.sleep = 1: is vLLM's: an engine of kind 'llama.cpp' cannot sleep"
     ]
     vllm = "[models.v]\nengine = 'vllm'\nweights = '/v'\nstart = 'on-demand'\ndemand.sleep = 2\n"
     assert problems(tmp_path, GATEWAY + vllm) == [
