@@ -36,6 +36,7 @@ from modelsupd.core.events import (
 from modelsupd.core.spec import Start
 from modelsupd.errors import ModelsupdError
 from modelsupd.metrics import Metrics, serve
+from modelsupd.weights.base import FETCHED, MOVED_ASIDE, FileDone, Progress
 
 
 @dataclass
@@ -272,3 +273,23 @@ def test_gpus_are_told_where_there_are_any(place: Path) -> None:
     assert value("modelsupd_gpu_state", state="lost", uuid="GPU-1") == 1
     assert value("modelsupd_gpu_state", state="ok", uuid="GPU-1") == 0
     assert value("modelsupd_gpu_state", state="ok", **labels) == 1
+
+
+def test_weights_on_their_way_and_what_became_of_each_file(place: Path) -> None:
+    tape = Watched()
+    port = MemoryPort(place, tape)
+    tape.metrics = metrics = Metrics(port, Uses())
+    metrics.changed(None, tape.replica, "Declared")
+    labels = {"model": "tiny", "replica": "tiny/0"}
+    assert scraped(metrics)("modelsupd_weights_total_bytes", **labels) is None
+    port.progress["tiny/0"] = Progress("fetching", 3, 10)
+    metrics.file_done(frozenset({"tiny/0"}), FileDone("a", FETCHED, 3))
+    metrics.file_done(frozenset({"tiny/0"}), FileDone("b", FETCHED, 4))
+    metrics.file_done(frozenset({"tiny/0"}), FileDone("b", MOVED_ASIDE, 4))
+    metrics.file_done(frozenset({"gone/0"}), FileDone("c", FETCHED, 5))
+    value = scraped(metrics)
+    assert value("modelsupd_weights_done_bytes", **labels) == 3
+    assert value("modelsupd_weights_total_bytes", **labels) == 10
+    assert value("modelsupd_weights_files_total", outcome="fetched") == 2
+    assert value("modelsupd_weights_bytes_total", outcome="fetched", **labels) == 7
+    assert value("modelsupd_weights_bytes_total", outcome="moved-aside", **labels) == 4
