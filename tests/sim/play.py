@@ -13,10 +13,10 @@ from typing import Any
 
 from core import invariants
 from modelsupd.core import events
-from modelsupd.core.allotment import allot
+from modelsupd.core.allotment import allot, awaits
 from modelsupd.core.events import RestartAsked, StartAsked, StopAsked
 from modelsupd.core.fleet import Declared, replica_names
-from modelsupd.core.phases import Failed, Replica, Stopped, Waiting, Want, phase_name
+from modelsupd.core.phases import Failed, Replica, Stopped, Want, phase_name
 from modelsupd.core.restart import PERMANENT
 from modelsupd.core.spec import Engine, ModelSpec, Start
 from modelsupd.runtime import driver as driver_module
@@ -366,8 +366,7 @@ class _Game:
     def _has_no_place(self, replica: Replica, life: Life) -> bool:
         """Tell whether a replica waits for GPUs, and there are none for it."""
         replicas = life.driver.replicas
-        waits = isinstance(replica.phase, Waiting) and replica.runs_wanted
-        if not waits:
+        if not (awaits(replica) and replica.runs_wanted):
             return False
         answer = allot(replicas, {}, self.cards.seen(replicas), self.clients.told, self.world.now)
         return not answer.evicted and not answer.closed and replica.name not in answer.placed
@@ -379,7 +378,8 @@ class _Game:
             yield f"{name} is {phase_name(replica.phase)} and there are {[run.run for run in remaining]}"
         for run in remaining:
             entry = self.declared.get(replica.model)
-            if run.frozen or run.zero_tokens or run.stalls:
+            # Whether one that sleeps would generate shows when it is woken.
+            if not run.asleep and (run.frozen or run.zero_tokens or run.stalls):
                 yield f"{name}#{run.run} is ready and does not generate"
             if entry is not None and run.digest != entry.digest:
                 yield f"{name}#{run.run} is of {run.digest}, declared is {entry.digest}"
