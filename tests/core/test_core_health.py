@@ -183,9 +183,10 @@ def test_log_of_our_own_probes_is_no_progress() -> None:
 
 def test_pause_between_start_probes_grows_with_the_start() -> None:
     pauses = [
-        observe_start(FRESH, probed(Outcome.LOADING), HEALTH, 0, now).next_at - now for now in (0.0, 0.1, 1.0, 100.0)
+        observe_start(FRESH, probed(Outcome.LOADING), HEALTH, 0, now).next_at - now
+        for now in (0.0, 0.04, 0.1, 0.5, 1.0, 100.0)
     ]
-    assert pauses == pytest.approx([0.02, 0.02, 0.04, 0.25])
+    assert pauses == pytest.approx([0.004, 0.01, 0.02, 0.02, 0.04, 0.25])
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))

@@ -18,8 +18,11 @@ from modelsupd.core.spec import HealthLimits
 #: Less CPU than this part of one core is what an idle server's housekeeping takes, and no sign of work.
 CPU_SHARE_OF_WORK = 0.02
 
-#: First pause between two probes of a starting engine, so that a fast one is found ready without delay.
-FIRST_START_PAUSE_S = 0.02
+#: Pauses between the first probes of a starting engine, so that a fast one is found ready without delay: at least the
+#: first, and up to the other a quarter of the time that the start has taken.
+FIRST_START_PAUSE_S = 0.004
+EARLY_START_PAUSE_S = 0.02
+EARLY_PAUSE_SHARE = 0.25
 
 #: The pause grows with the time that the start has taken, so that readiness is seen late by at most this part of it.
 START_PAUSE_SHARE = 0.04
@@ -160,7 +163,8 @@ def hung_at(pulse: Pulse, limits: HealthLimits) -> float | None:
 
 def observe_start(pulse: Pulse, seen: Probed, limits: HealthLimits, since: float, now: float) -> Pulse:
     """Return the pulse of a starting engine after a probe that did not end the start."""
-    pause_s = min(limits.start_interval_s, max(FIRST_START_PAUSE_S, START_PAUSE_SHARE * (now - since)))
+    early_s = max(FIRST_START_PAUSE_S, min(EARLY_START_PAUSE_S, EARLY_PAUSE_SHARE * (now - since)))
+    pause_s = min(limits.start_interval_s, max(early_s, START_PAUSE_SHARE * (now - since)))
     moved = start_moved(pulse.vitals or seen.before, seen, now - pulse.moved_at)
     failed = seen.outcome in _FAILURES
     return replace(
