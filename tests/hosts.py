@@ -134,8 +134,14 @@ class Host(Watched):
             self.daemon = subprocess.Popen(
                 [*wrapped, *self.command("run")], stdout=log, stderr=log, env={**os.environ, **(env or {})}
             )
-        until(lambda: self.ended() or self.answers(), what="the daemon answers", timeout_s=20)
+        until(lambda: self.ended() or self.answers(), what=self.where, timeout_s=20)
         assert not self.ended(), self.said()
+
+    def where(self) -> str:
+        """Return what the daemon says, and where in the kernel each of its threads is."""
+        pid = self.daemon.pid if self.daemon is not None else 0
+        threads = {path.name: (path / "wchan").read_text() for path in Path(f"/proc/{pid}/task").glob("*")}
+        return f"the daemon answers; its threads are in {threads}, and it said: {self.said()}"
 
     def ended(self) -> bool:
         return self.daemon is None or self.daemon.poll() is not None

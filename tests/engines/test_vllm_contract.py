@@ -96,7 +96,7 @@ def test_a_stream_is_in_flight_until_its_client_goes(engine: Running) -> None:
     with stream(engine):
         until(lambda: (engine.probe(ProbeKind.ALIVE)[3] or 0) >= 1)
         before = engine.probe(ProbeKind.ALIVE)[2] or 0
-        until(lambda: (engine.probe(ProbeKind.ALIVE)[2] or 0) > before, what="tokens are delivered")
+        until(lambda: (engine.probe(ProbeKind.ALIVE)[2] or 0) > before, timeout_s=60, what="tokens are delivered")
     until(lambda: engine.probe(ProbeKind.ALIVE)[3] == 0, what="the request is let go")
 
 

@@ -99,3 +99,11 @@ def _numbers(directory: Path, prefix: str) -> list[int]:
         return []
     found = [name[len(prefix) :] for name in names if name.startswith(prefix)]
     return [int(number) for number in found if number.isascii() and number.isdigit()]
+
+
+def old_runs(state: Path, replica: str, keep_runs: int) -> list[int]:
+    """Return all but the latest `keep_runs` of those runs; none where they cannot be looked at, for now."""
+    try:
+        return runs_in_state(state, replica)[:-keep_runs]
+    except OSError:
+        return []  # for want of descriptors, perhaps; they are still there after the next start

@@ -380,7 +380,7 @@ class Processes:
 
     def prune(self, replica: str, keep_runs: int) -> None:
         """Remove log and exit.json of all but the `keep_runs` latest runs of a replica; none that may live."""
-        for run in paths.runs_in_state(self._state, replica)[:-keep_runs]:
+        for run in paths.old_runs(self._state, replica, keep_runs):
             place = self._place(replica, run)
             if not place.runtime.exists():
                 shutil.rmtree(place.state, ignore_errors=True)
