@@ -21,7 +21,7 @@ from modelsupd.core.restart import PERMANENT
 from modelsupd.core.spec import Engine, ModelSpec, Start
 from modelsupd.runtime import driver as driver_module
 from sim import rates
-from sim.checks import Checks, Coverage
+from sim.checks import Checks, Coverage, unreached
 from sim.clients import Clients
 from sim.clock import VirtualLoop
 from sim.daemon import Life
@@ -29,6 +29,8 @@ from sim.disk import Disk
 from sim.gpus import Cards
 from sim.seeds import kept_seeds
 from sim.world import Violation, World
+
+__all__ = ["Outcome", "play", "play_many", "unreached"]
 
 #: Share of worlds with GPUs.
 GPU_WORLDS = 0.5
