@@ -51,7 +51,7 @@ test: lint pytest ## lint, then every test that needs no real engine
 
 .PHONY: pytest
 pytest: $(READY) ## the same without lint
-	$(PY) -m pytest -n 2 -m 'not real' $(TESTS)
+	$(PY) -m pytest -n 3 -m 'not real' $(TESTS)
 
 # The package as it is installed, its gateway compiled, in an environment that finds everything else in .venv.
 COMPILED := .venv-compiled

@@ -17,6 +17,7 @@ from waiting import until
 #: The files that take longest with real engines, the longest first. They begin in this order, so that none of them is
 #: left for the end, when nothing else is there to be done meanwhile.
 LONGEST = [
+    "sim/test_sim.py",
     "systemd/test_unit.py",
     "daemon/test_real_llama_cpp_python.py",
     "daemon/test_real_vllm.py",
@@ -31,9 +32,27 @@ LONGEST = [
     "engines/test_llama_cpp_python_real.py",
 ]
 
+
+def _parent() -> Path:
+    """Return where to make the tests' directories: in memory, if programs may be started there and there is room.
+
+    A daemon's runtime directory is in memory anyway, on a machine with systemd. And a disk that others keep busy has
+    writers wait for seconds, which no test of ours is about: those that are bring a disk of their own.
+    """
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        return Path("/tmp")
+    there = os.statvfs(memory)
+    fits = there.f_bavail * there.f_frsize >= MEMORY_BYTES and not there.f_flag & os.ST_NOEXEC
+    return memory if fits else Path("/tmp")
+
+
+#: How much memory has to be free for the tests' directories to lie there, in bytes; most of it is never touched.
+MEMORY_BYTES = 4 << 30
+
 #: Everything that this test process makes lies below one short path, by which what it leaves behind is found. A unix
 #: socket's path has room for 107 bytes.
-ROOT = Path(tempfile.mkdtemp(prefix="m", dir="/tmp"))
+ROOT = Path(tempfile.mkdtemp(prefix="m", dir=_parent()))
 ROOT.chmod(0o755)
 tempfile.tempdir = str(ROOT)
 os.environ["TMPDIR"] = str(ROOT)

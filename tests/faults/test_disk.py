@@ -123,16 +123,43 @@ def full() -> Iterator[None]:
             raise
 
 
-def test_a_full_ext4(place: Path) -> None:
-    """Blocks are given out late there, so that a write that was taken may not fit; the reserve must be real blocks."""
+def ext4(place: Path) -> str:
+    """Return how to mount a new ext4 as the state directory; skip where that cannot be done."""
     if os.getuid() != 0 or not shutil.which("mkfs.ext4"):
         pytest.skip("needs root and mkfs.ext4, for a loop device")
     image = place / "disk"
     with image.open("wb") as file:
         file.truncate(24 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
-    mount = f"mount -o loop,nosuid {image} {place}/state && chmod 700 {place}/state"
-    with on_disk(place, mount, ["unshare", "--mount"]) as (daemon, state):
+    return f"mount -o loop,nosuid {image} {place}/state && chmod 700 {place}/state"
+
+
+@contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """Have whoever writes to a file system wait, as on a disk that does not answer."""
+    subprocess.run(["fsfreeze", "--freeze", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", path], check=True)
+
+
+def test_a_disk_that_hangs_holds_up_what_is_to_be_recorded_and_nothing_else(place: Path) -> None:
+    with on_disk(place, ext4(place), ["unshare", "--mount"]) as (daemon, state):
+        first = daemon.until_phase("ready")
+        with frozen(state):
+            os.kill(first["pid"], signal.SIGKILL)
+            until(lambda: "connection refused" in daemon.replica()["reason"])
+            assert slowest_status_s(daemon, 20) < 0.25
+            assert daemon.replica()["run"] == 1, "nothing is begun that is not on record"
+        again = daemon.until_phase("ready", run=2)
+        assert again["restarts"] == 1
+        assert daemon.run("journal", "verify").returncode == 0
+
+
+def test_a_full_ext4(place: Path) -> None:
+    """Blocks are given out late there, so that a write that was taken may not fit; the reserve must be real blocks."""
+    with on_disk(place, ext4(place), ["unshare", "--mount"]) as (daemon, state):
         first = daemon.until_phase("ready")
 
         fill(state / "filler")

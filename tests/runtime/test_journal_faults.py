@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import random
 import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +18,6 @@ from modelsupd.runtime.journal import store as store_module
 from modelsupd.runtime.journal.store import Store
 
 SMALL = replace(LIMITS, segment_bytes=700, reserve_bytes=1200)
-
-
-@pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """Return a directory in memory, if there is any: the faults are played, and thousands of files come and go."""
-    memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK):
-        yield tmp_path
-        return
-    path = Path(tempfile.mkdtemp(prefix="modelsupd-", dir=memory))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture(autouse=True)

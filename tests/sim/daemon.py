@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from modelsupd.core.actions import Action
+from modelsupd.core.allotment import alike
 from modelsupd.core.events import (
     Event,
     Evicted,
@@ -221,7 +222,8 @@ class Life:
         del event
         if before is None:
             self.checks.reached(after)
-        self.placer.look_soon()
+        if before is None or not alike(before, after):
+            self.placer.look_soon()
         if is_gone(after):
             if after.name not in self.driver.replicas:
                 self.checks.forgotten(after.name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,20 +70,17 @@ def test_of_a_link_its_file_is_moved(place: Path) -> None:
 @pytest.fixture
 def elsewhere() -> Iterator[Path]:
     """Return a folder on another file system than the tests'."""
-    import shutil  # noqa: PLC0415 - of this fixture alone
-    import tempfile  # noqa: PLC0415 - the same
-
-    if not Path("/dev/shm").is_dir():
-        pytest.skip("needs a second file system")
-    path = Path(tempfile.mkdtemp(dir="/dev/shm"))
-    yield path
-    shutil.rmtree(path)
+    for folder in ("/tmp", "/dev/shm"):
+        if Path(folder).is_dir() and Path(folder).stat().st_dev != Path(tempfile.gettempdir()).stat().st_dev:
+            path = Path(tempfile.mkdtemp(dir=folder))
+            yield path
+            shutil.rmtree(path)
+            return
+    pytest.skip("needs a second file system")
 
 
 @pytest.mark.parametrize(("name", "folder"), [("models/m.gguf", "models"), ("models--o--n/blobs/ab12", "models--o--n")])
 def test_on_another_file_system_it_stays_there(place: Path, elsewhere: Path, name: str, folder: str) -> None:
-    if place.stat().st_dev == elsewhere.stat().st_dev:
-        pytest.skip("needs a second file system")
     moved = aside(wrong(elsewhere / name), place / "state", "a" * 64)
     assert moved.parent == elsewhere / folder / quarantine.HIDDEN
     assert moved.with_name(moved.name + ".json").exists()

@@ -26,6 +26,7 @@ from modelsupd.core.phases import (
     Draining,
     Killing,
     Live,
+    Phase,
     Replica,
     Resting,
     Spawning,
@@ -247,6 +248,46 @@ def _apart_from(replica: Replica) -> frozenset[str]:
     if replica.spec.replicas == "per-gpu":
         return frozenset((*declared, replica.model))
     return frozenset(declared)
+
+
+def alike(before: Replica, after: Replica) -> bool:
+    """Tell whether the answer is the same with either, so that nobody has to ask again.
+
+    Most of what happens to a replica is that it answers a probe, or is told in other words why it waits.
+    """
+    one, other = before.phase, after.phase
+    if one is not other and (type(one) is not type(other) or _decisive(one) != _decisive(other)):
+        return False
+    return all(getattr(before, name) == getattr(after, name) for name in _DECISIVE)
+
+
+#: What of a replica decides, its phase apart.
+_DECISIVE = (
+    "last_run",
+    "hold",
+    "beside",
+    "demanded_by",
+    "want",
+    "halt",
+    "removed",
+    "digest",
+    "inputs",
+    "learned",
+    "spec",
+)
+
+
+def _decisive(phase: Phase) -> tuple[object, ...]:
+    """Return what of a phase decides, of two of one kind."""
+    if isinstance(phase, Waiting):
+        return phase.since, phase.size
+    if isinstance(phase, Asleep):
+        return phase.since, phase.state
+    if isinstance(phase, Draining):
+        return phase.since, phase.cause, phase.held
+    if isinstance(phase, Stopping | Killing | Clearing):
+        return phase.since, phase.cause
+    return (phase.since,)
 
 
 def awaits(replica: Replica) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from modelsupd.core.allotment import Card
+from modelsupd.core.allotment import Card, alike
 from modelsupd.core.events import Event, GpuLost, Measured
 from modelsupd.core.gpu_spec import GpusSpec
 from modelsupd.core.phases import Asleep, Ready, Replica, Starting, Waiting
@@ -25,7 +25,7 @@ from modelsupd.runtime.gpus.inventory import Inventory, Look
 from modelsupd.runtime.gpus.ledger import Account, Missing
 from modelsupd.runtime.gpus.quarantine import Entry, Kind, Quarantine
 from modelsupd.runtime.gpus.reading import PROHIBITED, Seen
-from modelsupd.runtime.gpus.telling import alike, meant, processes, row
+from modelsupd.runtime.gpus.telling import meant, processes, row
 from modelsupd.runtime.placer import Placer
 
 log = structlog.get_logger("gpus")

@@ -58,8 +58,3 @@ def meant(verb: str, target: str, known: Mapping[str, int], last: Look) -> str:
     raise Refused(
         f"cannot {verb} '{target}': {which} '{target}'; known are {listed}{f' ({trouble})' if trouble else ''}"
     )
-
-
-def alike(before: Replica, after: Replica) -> bool:
-    """Tell whether a change of a replica is none to placement: neither where it is, nor what it holds or asks for."""
-    return before.phase is after.phase and before.hold == after.hold and before.demanded_by == after.demanded_by
