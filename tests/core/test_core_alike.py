@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from modelsupd.core.replica import InvalidTransition, step
 
 CARDS = [Card(gpu=Gpu(uuid=f"GPU-{index}", index=index, total_bytes=4), read_at=NOW - 1) for index in range(2)]
 SITUATIONS = dict(situations())
-AT_ONCE = {"turn_s": 1.0, "residence_s": 0.0}
+AT_ONCE: dict[str, Any] = {"turn_s": 1.0, "residence_s": 0.0}
 
 
 def answers(of: Replica) -> Iterator[Allotment]:
