@@ -6,6 +6,7 @@ import asyncio
 import socket
 from pathlib import Path
 
+from canaries import connections_are_closed_once
 from gateway_front import (
     Engine,
     Relaying,
@@ -18,8 +19,11 @@ from gateway_front import (
     plain,
     post,
 )
+from modelsupd.gateway import upstream
 from modelsupd.gateway.base import Limits
 from modelsupd.gateway.exchange import Exchange, UpstreamFailed
+from modelsupd.gateway.line import Line
+from modelsupd.gateway.upstream import Pool
 from waiting import auntil
 
 
@@ -231,3 +235,14 @@ def test_a_client_that_leaves_while_we_connect_leaves_nothing_behind(tmp_path: P
                 assert not served.front.pool.relays
 
     on_uvloop(main())
+
+
+def test_a_connection_is_closed_once_whenever_it_is_given_up_or_its_engine_goes(tmp_path: Path) -> None:
+    async def connect(path: str) -> None:
+        line = Line(Pool(Limits()), f"unix:{path}")
+        try:
+            await upstream.connect(line)
+        finally:
+            line.drop()
+
+    on_uvloop(connections_are_closed_once(tmp_path, connect))

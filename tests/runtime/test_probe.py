@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import pytest
 import uvloop
 
+from canaries import connections_are_closed_once
 from modelsupd.core.events import Outcome, ProbeKind
 from modelsupd.core.spec import Engine, HealthLimits, ModelSpec
 from modelsupd.engines.base import Request, adapter
@@ -260,3 +261,9 @@ def test_a_cancelled_probe_leaves_nothing_open(run: Runner, tmp_path: Path) -> N
             client.settimeout(5)
             assert client.recv(1000).startswith(b"GET /v1/models HTTP/1.1")
             assert client.recv(1000) == b""
+
+
+def test_a_connection_is_closed_once_whenever_a_probe_is_cancelled_or_its_engine_goes(
+    run: Runner, tmp_path: Path
+) -> None:
+    run(connections_are_closed_once(tmp_path, lambda path: http.fetch(f"unix:{path}", GET, 5)))

@@ -7,8 +7,10 @@ What goes wrong for want of something of our own is never held against an engine
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -114,7 +116,7 @@ class Pool(Lines):
         failure: tuple[str, str] | None = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await _connect(relay.endpoint, line)
+                await connect(line)
         except TimeoutError:
             failure = ("timeout", f"it accepts no connection within {CONNECT_TIMEOUT_S:g} s")
         except OSError as error:
@@ -139,25 +141,41 @@ def _kind(error: OSError) -> str:
     return "unable" if error.errno in _OURS else "refused"
 
 
-async def _connect(endpoint: str, line: Line) -> None:
-    """Connect, and hand the socket to `line`. Raises OSError."""
+async def connect(line: Line) -> None:
+    """Connect to the line's endpoint, and hand the socket to it. Raises OSError."""
     loop = asyncio.get_running_loop()
-    to_path = endpoint.startswith(_UNIX)
+    to_path = line.endpoint.startswith(_UNIX)
     protocol = cast("asyncio.Protocol", line)
     sock = socket.socket(socket.AF_UNIX if to_path else socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    itself = os.fstat(sock.fileno()).st_ino
     try:
         if to_path:
-            await _connect_path(sock, endpoint.removeprefix(_UNIX))
+            await _connect_path(sock, line.endpoint.removeprefix(_UNIX))
             await loop.create_unix_connection(lambda: protocol, sock=sock)
         else:
-            address = urlsplit(endpoint)
+            address = urlsplit(line.endpoint)
             await loop.sock_connect(sock, (address.hostname, address.port))
             await loop.create_connection(lambda: protocol, sock=sock)
     except BaseException:
         line.drop()
-        if not line.made:
-            sock.close()  # else it is the transport's, which closes it
         raise
+    finally:
+        _let_go(sock, itself, taken=line.made)
+
+
+def _let_go(sock: socket.socket, itself: int, *, taken: bool) -> None:
+    """Leave the descriptor to the transport that has taken it; close it where none has.
+
+    uvloop's transport closes the number, which may be another's as soon as it has. Python's socket does not know of
+    that, and would close the same number again when it is collected: a connection of somebody else, or the listener.
+    A transport that was given up before it was made (the wait was cancelled) has closed it too.
+    """
+    descriptor = sock.detach()
+    if taken:
+        return
+    with contextlib.suppress(OSError):
+        if os.fstat(descriptor).st_ino == itself:
+            os.close(descriptor)
 
 
 async def _connect_path(sock: socket.socket, path: str) -> None:

@@ -2,7 +2,11 @@
 
 A probe is sent every few seconds to every engine, so it has to be cheap; and what went wrong has to be told apart, so
 that a client that only says "error" is of no use. The rules: the body is bounded, the deadline holds for everything
-from connecting to the last byte, and the connection is always closed.
+from connecting to the last byte, and the connection is always closed, once and by whoever opened it.
+
+No transport is used. A socket that is handed to one has two owners for a moment: when the engine closes, or the probe
+is cancelled, before `create_connection` has returned, uvloop (0.23) closes the descriptor, and Python's socket closes
+the same number again when it is collected. By then that may be anything; once it was the pidfd of another run.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from typing import cast
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 import httptools
@@ -20,6 +24,7 @@ from modelsupd.engines.base import Request
 #: An answer to a probe that is longer than this is broken: the largest known, vLLM's /metrics, has 48 KiB.
 MAX_BODY_BYTES = 1024 * 1024
 _MAX_HEADER_BYTES = 64 * 1024
+_READ_BYTES = 256 * 1024
 
 _SUCCESS = 200
 _UNIX = "unix:"
@@ -62,18 +67,24 @@ async def fetch(endpoint: str, request: Request, timeout_s: float) -> tuple[int,
         raise late from None
     except OSError as error:
         raise _cannot_connect(error) from None
-    exchange = _Exchange(_payload(request), loop.create_future())
-    # Two turns of the loop lie between the deadline and the verdict: after a pause of the daemon itself an answer may
-    # lie in the socket while the timer is already due, and the turn between reads it.
-    timer = loop.call_at(give_up_at, loop.call_soon, loop.call_soon, exchange.time_out, timeout_s)
+    exchange = _Exchange(sock, _payload(request))
+    # Three turns of the loop lie between the deadline and the verdict: after a pause of the daemon itself an answer may
+    # lie in the socket while the timer is already due; one turn finds that, and the next one reads it.
+    timer = loop.call_at(give_up_at, _in_turns, loop, 3, lambda: exchange.time_out(timeout_s))
     try:
-        await loop.create_connection(lambda: exchange, sock=sock)
+        exchange.begin()
         return await exchange.done
     finally:
         timer.cancel()
         exchange.close()
-        if not exchange.connected:
-            sock.close()  # else it is its transport's, which closes it
+
+
+def _in_turns(loop: asyncio.AbstractEventLoop, turns: int, then: Callable[[], None]) -> None:
+    """Do something so many turns of the loop from now."""
+    if turns:
+        loop.call_soon(_in_turns, loop, turns - 1, then)
+    else:
+        then()
 
 
 async def _connect(endpoint: str, give_up_at: float) -> socket.socket:
@@ -112,30 +123,58 @@ def _payload(request: Request) -> bytes:
     return "\r\n".join((*lines, "", "")).encode() + request.body
 
 
-class _Exchange(asyncio.Protocol):
+class _Exchange:
     """One request and its answer; `done` holds status and body, or a ProbeError."""
 
-    def __init__(self, payload: bytes, done: asyncio.Future[tuple[int, bytes]]) -> None:
-        self.done = done
-        self._payload = payload
+    def __init__(self, sock: socket.socket, payload: bytes) -> None:
+        """Take over a connected socket."""
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
+        self._sock = sock
+        self._unsent = payload
         self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.WriteTransport | None = None
         self._body = bytearray()
         self._unparsed_bytes = 0
         self._status = 0
         self._delimited = False
 
-    @property
-    def connected(self) -> bool:
-        """Tell whether the socket has passed to a transport."""
-        return self._transport is not None
+    def begin(self) -> None:
+        """Send the request, and read from now on."""
+        self._loop.add_reader(self._sock.fileno(), self._readable)
+        self._send()
+        if self._unsent:
+            self._loop.add_writer(self._sock.fileno(), self._send)
 
     def close(self) -> None:
         """Close the connection; nothing more is heard of it."""
         if not self.done.cancel() and not self.done.cancelled():
             self.done.exception()  # looked at, so that an error that came during a cancellation is not complained of
-        if self._transport:
-            self._transport.abort()
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+
+    def _send(self) -> None:
+        try:
+            self._unsent = self._unsent[self._sock.send(self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent = b""  # what has come of an answer, or how the connection ended, is read all the same
+        if not self._unsent:
+            self._loop.remove_writer(self._sock.fileno())
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lost(error)
+            return
+        if data:
+            self._received(data)
+        else:
+            self._lost(None)
 
     def time_out(self, timeout_s: float) -> None:
         """End the exchange for lack of time."""
@@ -146,15 +185,7 @@ class _Exchange(asyncio.Protocol):
         if not self.done.done():
             self.done.set_exception(error)
 
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the request."""
-        # uvloop's transports are no subclass of asyncio's, so an isinstance would be wrong here.
-        self._transport = cast("asyncio.WriteTransport", transport)
-        self._transport.write(self._payload)
-
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         """Parse what came."""
         if self.done.done():
             return
@@ -167,8 +198,9 @@ class _Exchange(asyncio.Protocol):
         if not self._status and self._unparsed_bytes > _MAX_HEADER_BYTES:
             self._fail(ProbeBrokenError(f"more than {_MAX_HEADER_BYTES} bytes of headers"))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def _lost(self, exc: OSError | None) -> None:
         """Take the end for the end of the answer where nothing else marks it; else the answer is broken."""
+        self._loop.remove_reader(self._sock.fileno())
         if self._status and not self._delimited and exc is None:
             self._finish()
         after = f"{len(self._body)} bytes of an answer {self._status}" if self._status else "no answer at all"
