@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from core.demanding import GIB, fleet, on_demand, ready, starting, told, waits
-from core.samples import CRASH
+from core.samples import CRASH, process
 from core.test_core_allotment import cards
-from modelsupd.core.phases import Backoff, Failed, Phase, Replica, Stopped, Want
-from modelsupd.core.placement import Size
+from modelsupd.core.phases import Asleep, Backoff, Failed, Phase, Replica, Resting, Stopped, Want
+from modelsupd.core.placement import Hold, Size
 from modelsupd.core.preview import Preview, Victim, preview
 
 NOW = 100.0
@@ -95,6 +95,25 @@ def test_all_replicas_of_a_model_are_told_of_in_their_order() -> None:
         ("b/0", "starts", ("GPU-0",)),
     ]
     assert preview(replicas, cards(8), told(), NOW, {}) == ()
+
+
+def test_one_that_sleeps_wakes_where_it_lies() -> None:
+    phase = Asleep(50.0, process(), 1, Hold(gpus=("GPU-1",), bytes=(6 * GIB,)), Resting.ASLEEP)
+    sleeper = replace(on_demand("b/0", phase, 1, size=1, sleep=1), demanded_by="")
+    assert asked(sleeper, on=(8, 8)) == Preview("b/0", "starts", ("GPU-1",))
+
+
+def test_who_goes_for_lack_of_requests_goes_for_nobody_else() -> None:
+    idle = ready("c/0", 0, 1, size=1, idle_timeout_s=60)
+    found = asked(STOPPED, ready("a/0", 20, 0, size=6), idle, on=(8, 1))
+    assert [victim.name for victim in found.evicts] == ["a/0"]
+
+
+def test_others_are_waited_for_as_they_are() -> None:
+    patient = on_demand("b/0", Stopped(0.0), count=1, turn_s=30)
+    found = asked(patient, ready("a/0", 20, 0, size=6), wanted={"a": 90.0})
+    assert (found.verdict, found.evicts) == ("waits", ())
+    assert found.why.endswith("; a/0 is in use")
 
 
 def test_nothing_is_changed_by_it() -> None:

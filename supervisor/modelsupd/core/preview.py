@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from modelsupd.core.allotment import Card, allot
 from modelsupd.core.demand import Usage, Wanted, idle_since
-from modelsupd.core.phases import Backoff, Failed, Replica, Stopped, Waiting, Want, phase_name
+from modelsupd.core.phases import Backoff, Failed, Replica, Stopped, Waiting, phase_name
 from modelsupd.core.placement import Size
 from modelsupd.core.sleeping import rests
 
@@ -49,12 +49,12 @@ def preview(
     for name, size in wanted.items():
         replica = replicas[name]
         if rests(replica):
-            assumed[name] = replace(replica, want=Want.UP, demanded_by=replica.demanded_by or "plan")
+            assumed[name] = replace(replica, demanded_by="plan")
         elif isinstance(replica.phase, Stopped | Backoff | Failed | Waiting):
             since = replica.phase.since if isinstance(replica.phase, Waiting) else now
             taken = replica.phase.size if isinstance(replica.phase, Waiting) else size
             waiting = Waiting(since, replica.last_run, replica.digest, taken)
-            assumed[name] = replace(replica, phase=waiting, want=Want.UP, demanded_by=replica.demanded_by or "plan")
+            assumed[name] = replace(replica, phase=waiting)
         else:
             found[name] = Preview(name, "runs", why=f"is {phase_name(replica.phase)}: {replica.reason}")
     models = {replicas[name].model for name in wanted}
