@@ -9,7 +9,7 @@ import pytest
 
 from core.samples import HOLD, INPUTS, LEARNED, OTHER_DIGEST, SLEEPER, probed, process, replica
 from modelsupd.core.actions import Sleep, Terminate
-from modelsupd.core.events import Outcome, ProbeKind, Vitals
+from modelsupd.core.events import Evicted, Outcome, ProbeKind, RestartAsked, Vitals, Waits
 from modelsupd.core.phases import Asleep, Draining, Halt, Reason, Replica, Resting, Stopping, Want
 from modelsupd.core.replica import step
 from modelsupd.core.sleep_events import Slept
@@ -41,3 +41,28 @@ def test_it_is_ended_where_sleep_is_not_wanted_any_more(changes: dict[str, Any])
     ended, actions = step(draining(**changes), DRAINED, 12)
     assert isinstance(ended.phase, Stopping)
     assert actions == (Terminate(1),)
+
+
+def test_an_operator_who_restarts_it_while_it_is_drained_to_sleep_gets_a_new_run() -> None:
+    asked, actions = step(draining(), RestartAsked("ada"), 11)
+    assert actions == ()
+    ended, actions = step(asked, DRAINED, 12)
+    assert isinstance(ended.phase, Stopping)
+    assert actions == (Terminate(1),)
+
+
+def resting(**changes: Any) -> Replica:  # noqa: ANN401 - as of replace
+    phase = Asleep(10, process(), 1, HOLD, Resting.ASLEEP)
+    return replace(replica(phase, last_run=1, spec=SLEEPER), hold=HOLD, learned=LEARNED, inputs=INPUTS, **changes)
+
+
+def test_one_that_waits_to_wake_and_has_to_go_is_asked_for_all_the_same() -> None:
+    gone, actions = step(resting(demanded_by="ada"), Evicted(1, "gives way to b/0"), 11)
+    assert isinstance(gone.phase, Stopping)
+    assert actions == (Terminate(1),)
+    assert gone.demanded_by == "ada", "an operator does not ask twice"
+
+
+def test_a_sleeper_that_nobody_asks_for_does_not_say_that_it_waits() -> None:
+    told = replace(resting(), reason="nobody waits for it any more")
+    assert step(told, Waits(1, "b/0 is in use"), 11) == (told, ())

@@ -41,6 +41,7 @@ from modelsupd.core.phases import (
     Waiting,
     Want,
 )
+from modelsupd.core.sleeping import rests
 from modelsupd.core.spec import Start
 
 
@@ -57,7 +58,7 @@ def start_asked(replica: Replica, event: StartAsked, now: float) -> Step:
 def stop_asked(replica: Replica, event: StopAsked, now: float) -> Step:
     """Want no process, across reboots."""
     changed = replica.want is not Want.DOWN
-    replica = replace(replica, want=Want.DOWN, demanded_by="")
+    replica = _not_to_sleep(replace(replica, want=Want.DOWN, demanded_by=""), Reason.OPERATOR)
     return _unwanted(replica, Reason.OPERATOR, f"stop asked for by {event.by}", now, changed)
 
 
@@ -69,7 +70,7 @@ def restart_asked(replica: Replica, event: RestartAsked, now: float) -> Step:
         return replica, NOTHING
     if isinstance(replica.phase, Stopped | Backoff | Failed):
         return begin(replica, words, now)
-    return end(replica, Reason.RESTART, words, now)
+    return end(_not_to_sleep(replica, Reason.RESTART), Reason.RESTART, words, now)
 
 
 def respecified(replica: Replica, event: Respecified, now: float) -> Step:
@@ -131,7 +132,7 @@ def demanded(replica: Replica, event: Demanded, now: float) -> Step:
 
 
 def evicted(replica: Replica, event: Evicted, now: float) -> Step:
-    """Give way, until somebody asks for it again."""
+    """Give way, until somebody asks for it again; one that sleeps and waits to wake up gives up its place alone."""
     if replica.spec.start is not Start.ON_DEMAND:
         return replica, NOTHING
     changed, phase = bool(replica.demanded_by), replica.phase
@@ -140,7 +141,9 @@ def evicted(replica: Replica, event: Evicted, now: float) -> Step:
         rest = replace(replica, demanded_by="", reason=event.words)
         return (rest if phase.state is Resting.ASLEEP and changed else replica), NOTHING
     cause = Reason.SLEEP if event.sleep and isinstance(phase, Ready) else Reason.EVICTED
-    return _unwanted(replace(replica, demanded_by=""), cause, event.words, now, changed)
+    if not rests(replica):
+        replica = replace(replica, demanded_by="")  # one that waits to wake up still waits: it starts anew
+    return _unwanted(replica, cause, event.words, now, changed)
 
 
 def _demanded(replica: Replica, by: str) -> Replica:
@@ -156,6 +159,14 @@ def _unwanted(replica: Replica, reason: Reason, words: str, now: float, changed:
     if isinstance(replica.phase, Starting | Ready | Asleep):
         return end(replica, reason, words, now)
     return (replace(replica, reason=words) if changed else replica), NOTHING
+
+
+def _not_to_sleep(replica: Replica, reason: Reason) -> Replica:
+    """Return the replica with the run that is drained in order to sleep drained in order to be ended."""
+    phase = replica.phase
+    if isinstance(phase, Draining) and phase.cause is Reason.SLEEP:
+        return replace(replica, phase=replace(phase, cause=reason))
+    return replica
 
 
 def _pardoned(replica: Replica, reason: Reason) -> Replica:

@@ -65,6 +65,8 @@ def waits(replica: Replica, event: Waits, _now: float) -> Step:
     """Take note of why there are none yet."""
     phase = replica.phase
     if sleeping.rests(replica):
+        if not replica.runs_wanted:
+            return replica, NOTHING  # whoever waited for it has left meanwhile
         return replace(replica, reason=f"asleep, and waits for its turn: {event.why}"), NOTHING
     if not isinstance(phase, Waiting):
         return _too_late(replica)
