@@ -7,9 +7,24 @@ from typing import Any
 
 import pytest
 
-from core.samples import HOLD, INPUTS, LEARNED, OTHER_DIGEST, SLEEPER, probed, process, replica
+from core.samples import CRASH, HOLD, INPUTS, LEARNED, OTHER_DIGEST, SLEEPER, probed, process, replica
 from modelsupd.core.actions import Sleep, Terminate
-from modelsupd.core.events import Evicted, Outcome, ProbeKind, RestartAsked, Vitals, Waits
+from modelsupd.core.events import (
+    Beside,
+    Cleared,
+    Event,
+    Evicted,
+    Exit,
+    Exited,
+    GpuLost,
+    Outcome,
+    Placed,
+    ProbeKind,
+    RestartAsked,
+    StopAsked,
+    Vitals,
+    Waits,
+)
 from modelsupd.core.phases import Asleep, Draining, Halt, Reason, Replica, Resting, Stopping, Want
 from modelsupd.core.replica import step
 from modelsupd.core.sleep_events import Slept
@@ -66,3 +81,26 @@ def test_one_that_waits_to_wake_and_has_to_go_is_asked_for_all_the_same() -> Non
 def test_a_sleeper_that_nobody_asks_for_does_not_say_that_it_waits() -> None:
     told = replace(resting(), reason="nobody waits for it any more")
     assert step(told, Waits(1, "b/0 is in use"), 11) == (told, ())
+
+
+LATE = [Placed(1, HOLD), Waits(1, "b/0 is in use")]
+
+
+@pytest.mark.parametrize("late", LATE, ids=["placed", "waits"])
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [StopAsked("ada")],
+        [RestartAsked("ada")],
+        [GpuLost(1, "fell off the bus")],
+        [Exited(1, Exit(code=1), CRASH, cleared=True)],
+        [Exited(1, Exit(code=1), CRASH, cleared=True), Cleared(1)],
+        [Beside("b/0"), Evicted(1, "gives way to b/0")],
+    ],
+    ids=["stopped", "restarted", "its GPU is lost", "died", "failed", "held beside a load"],
+)
+def test_its_turn_comes_too_late_for_one_that_was_ended_in_its_sleep(ends: list[Event], late: Event) -> None:
+    ended = resting(demanded_by="clients")
+    for event in ends:
+        ended, _actions = step(ended, event, 11)
+    assert step(ended, late, 12) == (ended, ())

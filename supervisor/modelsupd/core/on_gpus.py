@@ -17,17 +17,20 @@ from modelsupd.core.events import Beside, FailureClass, GpuLost, Measured, Place
 from modelsupd.core.moves import NOTHING, Step, condemn, leave
 from modelsupd.core.phases import (
     Asleep,
+    Backoff,
     Cause,
     Clearing,
     Draining,
     Failed,
     Fault,
+    Killing,
     Live,
     Ready,
     Replica,
     Spawning,
     Starting,
     Stopped,
+    Stopping,
     Waiting,
 )
 from modelsupd.core.spec import Start, gpu_count
@@ -80,8 +83,9 @@ def _awaited(replica: Replica) -> str:
 
 
 def _too_late(replica: Replica) -> Step:
-    # Another run would have another number; of this one the end of the wait was decided here meanwhile.
-    if isinstance(replica.phase, Stopped | Failed):
+    # Another run would have another number; of this one the end of the wait was decided here meanwhile. Of one that
+    # waited in its sleep a process was there, which has to end first.
+    if isinstance(replica.phase, Stopped | Failed | Draining | Stopping | Killing | Clearing | Backoff):
         return replica, NOTHING
     raise Impossible
 
