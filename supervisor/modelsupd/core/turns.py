@@ -6,7 +6,8 @@ Three rules:
    waited longest. Whoever goes, or has room made for it, keeps that room: nobody behind takes it away. So does one
    whose turn has come, and who waits only until those in its way have been ready for long enough.
 2. Nobody gives way before it is sure that room comes of it, for all that is needed.
-3. Who is in use gives way, to its own priority, by taking nothing new (`closed`); it is ended when it is idle.
+3. Who is in use gives way, to its own priority, by taking nothing new (`closed`), and so do those that are to go with
+   it; they are ended when all are idle.
 """
 
 from __future__ import annotations
@@ -222,8 +223,9 @@ class TurnTaking:
         """
         closed = sorted(name for name in victims if answers[name].closed)
         self._leaving |= set(victims)
-        self.turns.closed |= set(closed)
         if closed:
+            # The idle ones as well: else two would be in use by turns, and never idle at the same moment.
+            self.turns.closed |= {name for name in victims if self._is_equal(name, replica)}
             takes = (
                 "takes nothing new, and gives way when it is"
                 if len(closed) == 1
@@ -241,6 +243,11 @@ class TurnTaking:
         ways = ((evicted, "gives way", "give way"), (others, "ends", "end"))
         words = [f"{' and '.join(names)} {one if len(names) == 1 else many}" for names, one, many in ways if names]
         return ", ".join(words) or "room is being made"
+
+    def _is_equal(self, name: str, to: Replica) -> bool:
+        """Tell whether one that gives way serves, and does so for the turn of another of its own priority."""
+        victim = self._present[name]
+        return isinstance(victim.phase, Ready) and victim.spec.demand.priority == to.spec.demand.priority
 
     def _can_sleep(self, replica: Replica, claim: Claim | None) -> bool:
         """Tell whether one that gives way need not be ended: there is room for what it keeps while it sleeps."""
