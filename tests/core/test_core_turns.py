@@ -229,3 +229,24 @@ def test_clients_that_leave_end_the_wait_and_those_that_come_begin_it() -> None:
     assert answer.evicted == {"a/0": Evicted(1, "nobody waits for it any more")}
     came = decide(on_demand("a/0", Stopped(0.0)), usage=told(wanted={"a": 99.0}))
     assert came.demanded == ("a/0",)
+
+
+def test_whose_turn_has_come_finds_all_in_its_way_closed_and_not_only_who_is_in_use_just_now() -> None:
+    """Else two that are never idle at the same moment take turns in being in use, and it waits for ever."""
+    two = ready("a/0", 0, 0, size=4), ready("c/0", 0, 0, size=4)
+    for in_use in "ac":
+        answer = decide(waits("b/0", 0, 8, 1), *two, usage=told(busy={in_use: 1}), on=(8,))
+        assert set(answer.closed) == {"a/0", "c/0"}
+        assert answer.waiting == {"b/0": f"{in_use}/0 takes nothing new, and gives way when it is idle"}
+    never = [ready(f"{name}/0", 0, **GROUP) for name in "ac"]
+    answer = decide(waits("b/0", 0, excludes=("g",)), *never, usage=told(busy={"a": 1}))
+    assert set(answer.closed) == {"a/0", "c/0"}
+
+
+def test_nobody_gives_way_to_one_that_has_been_told_that_nobody_waits_for_it() -> None:
+    left = on_demand("b/0", waits("b/0", 0, 6, 1).phase, count=1)
+    replicas = fleet(left, ready("a/0", 0, 0, size=6))
+    told_to_go = allot(replicas, {}, cards(8), told(), 100)
+    assert set(told_to_go.evicted) == {"b/0"}
+    until_it_has = allot(replicas, {}, cards(8), told(), 100, ["b/0"])
+    assert (until_it_has.evicted, until_it_has.placed, until_it_has.waiting) == ({}, {}, {})

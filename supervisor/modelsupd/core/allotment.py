@@ -83,7 +83,7 @@ def allot(
     """Decide about all that wait, and about who gives way.
 
     `granted` is what was given already to those that are still published as waiting, `leaving` are those that were
-    told to give way and are still published as ready.
+    told to give way, or to wait no more, and are still published as before.
     """
     replicas = dict(sorted(replicas.items()))
     turns = Turns(closed=set(leaving))
@@ -91,7 +91,7 @@ def allot(
     waiting = {
         name: replica
         for name, replica in replicas.items()
-        if awaits(replica) and name not in granted and name not in turns.evicted
+        if awaits(replica) and not {name} & (granted.keys() | turns.evicted.keys() | turns.closed)
     }
     holds = {name: replica.hold for name, replica in replicas.items() if replica.hold is not None}
     holds |= {name: hold for name, hold in granted.items() if hold is not None}
@@ -168,7 +168,8 @@ def _choose(
     some = any(replica.spec.start is Start.ON_DEMAND for replica in (*waiting.values(), *present.values()))
     apart = any(replica.spec.demand.excludes for replica in (*waiting.values(), *present.values()))
     sleepers = any(isinstance(replica.phase, Asleep) for replica in waiting.values())
-    if not some or (not (apart or sleepers) and len(answer.placed) == len(claims)):
+    # What a sleeper keeps is its own, and `place` does not know that.
+    if not sleepers and (not some or (not apart and len(answer.placed) == len(claims))):
         turns.chosen |= dict.fromkeys(waiting.keys() - claims.keys(), ())
         # Where several go to one GPU, the first of them loads first.
         turns.chosen |= {name: answer.placed[name] for name in in_turn(waiting, told[0]) if name in answer.placed}

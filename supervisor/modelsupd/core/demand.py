@@ -92,13 +92,13 @@ def needless(replica: Replica, usage: Usage, now: float) -> tuple[str, float | N
     One that sleeps is needed by nobody either when it is no longer asked for, and when it has slept for too long.
     """
     spec, phase = replica.spec, replica.phase
+    if spec.start is not Start.ON_DEMAND:
+        return "", None
     if rests(replica) and not replica.demanded_by and not usage.waits_for(replica.model):
         limit_s = spec.demand.asleep_timeout_s
         over = limit_s > 0 and now >= phase.since + limit_s
         return (f"slept for {limit_s:g} s", None) if over else ("", phase.since + limit_s if limit_s > 0 else None)
-    if spec.start is not Start.ON_DEMAND or not replica.demanded_by or not usage.known:
-        return "", None
-    if usage.waits_for(replica.model):
+    if not replica.demanded_by or not usage.known or usage.waits_for(replica.model):
         return "", None
     if isinstance(phase, Waiting | Backoff) or rests(replica):
         return ("nobody waits for it any more", None) if replica.demanded_by == CLIENTS else ("", None)

@@ -161,6 +161,11 @@ class Placer:
 
 
 def _still(replica: Replica | None, told: Replica) -> bool:
-    """Tell whether a replica that was told to give way has not been published as doing so."""
-    same = replica is not None and (replica.last_run, type(replica.phase)) == (told.last_run, type(told.phase))
-    return same and replica is not None and bool(replica.demanded_by) == bool(told.demanded_by)
+    """Tell whether a replica that was told to give way has not been published as doing so.
+
+    Declared otherwise meanwhile, it may have had no reason to.
+    """
+    if replica is None or replica.spec != told.spec:
+        return False
+    same = (replica.last_run, type(replica.phase)) == (told.last_run, type(told.phase))
+    return same and bool(replica.demanded_by) == bool(told.demanded_by)
