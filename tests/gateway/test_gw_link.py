@@ -313,3 +313,15 @@ def test_many_runs_are_told_once_each_when_they_changed() -> None:
     ledger.forget_all_but({"m/0#1"})
     assert [each.run for each in ledger.all()] == ["m/0#0", "m/0#1"]
     assert ledger.in_flight == 1
+
+
+def test_a_run_that_leaves_the_table_is_not_forgotten_before_its_last_request_is_told_of() -> None:
+    """It may only sleep: a daemon that was never told would take it for being in use when it is awake again."""
+    ledger = Ledger()
+    ledger.of("m/0#1").begin(1.0)
+    assert [each.in_flight for each in ledger.changed()] == [1]
+    ledger.of("m/0#1").end()
+    ledger.forget_all_but(())
+    assert [(each.run, each.in_flight) for each in ledger.changed()] == [("m/0#1", 0)]
+    ledger.forget_all_but(())
+    assert ledger.all() == ()

@@ -95,10 +95,12 @@ class Ledger:
         return RunTraffic(run, self)
 
     def forget_all_but(self, runs: Collection[str]) -> None:
-        """Drop the runs that are gone, once nothing of theirs is in flight."""
+        """Drop the runs that are gone, once nothing of theirs is in flight, and that was told."""
         for key in [key for key, traffic in self._runs.items() if key not in runs and not traffic.in_flight]:
-            del self._runs[key]
-            self._told.pop(key, None)
+            told = self._told.get(key)
+            if told is None or not told.in_flight:
+                del self._runs[key]
+                self._told.pop(key, None)
 
     def all(self) -> tuple[wire.Traffic, ...]:
         """Return all of it. From any thread."""
