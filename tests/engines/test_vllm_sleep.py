@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
+import threading
 from pathlib import Path
+from typing import Self
 
+import psutil
 import pytest
 
+from modelsupd.core.actions import Sleep
 from modelsupd.core.demand_spec import DemandSpec
-from modelsupd.core.placement import Hold
+from modelsupd.core.sleep_events import Slept
 from modelsupd.core.spec import Engine, ModelSpec, Start, launch_digest
 from modelsupd.engines.base import Files, Sleeper, adapter
-from modelsupd.runtime.sleep import lacking_bytes
+from modelsupd.runtime.sleep import Keeps, Sleepers
+from waiting import auntil
 
 VLLM = adapter(Engine.VLLM)
-HOLD = Hold(gpus=("GPU-0", "GPU-1"), bytes=(1 << 60, 1 << 60))
+SLEEP = Sleep(1, 1, 5.0)
 
 
 def spec(level: int) -> ModelSpec:
@@ -61,19 +68,103 @@ def test_others_cannot_sleep() -> None:
     assert not any(isinstance(adapter(kind), Sleeper) for kind in Engine if kind is not Engine.VLLM)
 
 
+class Vllm:
+    """What answers as vLLM does of sleep, at a socket; it falls asleep when it is `let`."""
+
+    def __init__(self, place: Path, name: str = "e", *, asleep: bool = False) -> None:
+        self.path, self.asleep, self.let, self.told = place / name, asleep, asyncio.Event(), list[str]()
+        self.endpoint = f"unix:{self.path}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_unix_server(self._answer, self.path)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        if path != "/is_sleeping":
+            self.told.append(path)
+            await self.let.wait()
+            self.asleep = path.startswith("/sleep")
+        body = json.dumps({"is_sleeping": self.asleep}).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        writer.close()
+
+
+def available_bytes() -> int:
+    return int(psutil.virtual_memory().available)
+
+
 def test_the_hosts_memory_has_to_hold_the_weights_and_leave_what_is_reserved(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(bytes(4096))
-    (tmp_path / "tokenizer.json").write_bytes(bytes(9999))
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "a.safetensors").write_bytes(bytes(4096))
+    (weights / "tokenizer.json").write_bytes(bytes(9999))
 
-    def lacking(weights: str | None, reserve_bytes: int) -> int | None:
-        return asyncio.run(lacking_bytes(weights, HOLD, reserve_bytes))
+    async def sleep(keeps: Keeps | None) -> str:
+        async with Vllm(tmp_path) as engine:
+            engine.let.set()
+            ended = await Sleepers().carry_out(VLLM, engine.endpoint, SLEEP, keeps)
+            assert isinstance(ended, Slept)
+            assert engine.told == ([] if ended.failure else ["/sleep?level=1&mode=abort"])
+            return ended.failure
 
-    assert lacking(str(tmp_path), 0) is None
-    assert lacking(str(tmp_path / "a.safetensors"), 0) is None
-    short = lacking(str(tmp_path), 1 << 60)
-    assert short is not None
-    assert short > 1 << 59
-    whole = lacking(str(tmp_path / "gone"), 0)
-    assert whole is not None, "of weights that cannot be seen, all that it holds of GPUs is reckoned with"
-    assert whole > 1 << 60
-    assert lacking(None, 0) == pytest.approx(whole, rel=0.01)
+    def tried(keeps: Keeps | None) -> str:
+        return asyncio.run(sleep(keeps))
+
+    assert tried(None) == ""
+    assert tried(Keeps(str(weights), 1 << 60, 0)) == ""
+    assert tried(Keeps(str(weights / "a.safetensors"), 1 << 60, 0)) == ""
+    assert re.fullmatch(r"the host's memory lacks 1073\d{6}\.\d GiB for .*", tried(Keeps(str(weights), 0, 1 << 60)))
+    assert "lacks" in tried(Keeps(str(weights / "gone"), 1 << 60, 0)), "all that it holds of GPUs is reckoned with"
+    assert "lacks" in tried(Keeps(None, 1 << 60, 0))
+
+
+def test_one_that_sleeps_already_is_not_asked_whether_there_is_room_for_that(tmp_path: Path) -> None:
+    """What it keeps is in the host's memory by now: a daemon that died had asked for it."""
+
+    async def main() -> None:
+        async with Vllm(tmp_path, asleep=True) as engine:
+            keeps = Keeps(None, 1 << 60, 0)
+            assert await Sleepers().carry_out(VLLM, engine.endpoint, SLEEP, keeps) == Slept(1)
+
+    asyncio.run(main())
+
+
+def test_those_who_fall_asleep_at_the_same_time_share_the_room(tmp_path: Path) -> None:
+    async def main() -> None:
+        sleepers = Sleepers()
+        keeps = Keeps(None, available_bytes() * 2 // 3, 0)
+        async with Vllm(tmp_path, "a") as one, Vllm(tmp_path, "b") as other:
+            first = asyncio.create_task(sleepers.carry_out(VLLM, one.endpoint, SLEEP, keeps))
+            await auntil(lambda: one.told)
+            second = await sleepers.carry_out(VLLM, other.endpoint, SLEEP, keeps)
+            assert isinstance(second, Slept)
+            assert "lacks" in second.failure
+            one.let.set()
+            other.let.set()
+            assert await first == Slept(1)
+            # What the first has taken by now would be seen, had it taken any.
+            assert await sleepers.carry_out(VLLM, other.endpoint, SLEEP, keeps) == Slept(1)
+
+    asyncio.run(main())
+
+
+def test_a_file_system_that_does_not_answer_keeps_nobody_awake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(Path, "is_dir", lambda _path: answers.wait())
+
+    async def main() -> None:
+        async with Vllm(tmp_path) as engine:
+            engine.let.set()
+            keeps = Keeps("/weights", 1, 0)
+            try:
+                ended = await sleepers.carry_out(VLLM, engine.endpoint, Sleep(1, 1, 0.2), keeps)
+            finally:
+                answers.set()
+            assert ended == Slept(1)
+
+    sleepers = Sleepers()
+    asyncio.run(main())

@@ -62,7 +62,7 @@ from modelsupd.runtime.process import (
     TreeVitals,
     connections,
 )
-from modelsupd.runtime.sleep import carry_out, lacking_bytes, sleeps
+from modelsupd.runtime.sleep import Keeps, Sleepers, sleeps
 from modelsupd.weights.wire import Job
 
 log = structlog.get_logger("effects")
@@ -108,6 +108,7 @@ class RuntimeEffects:
         self._binaries: dict[str, str] = {}
         self._deliveries = Deliveries()
         self._looker = Looker()
+        self._sleepers = Sleepers()
 
     async def perform(self, replica: Replica, action: Action) -> Event | None:  # noqa: C901, PLR0911 - one case an action
         """Carry out one action."""
@@ -151,12 +152,12 @@ class RuntimeEffects:
     async def _sleep(self, replica: Replica, action: Sleep | Wake) -> Event:
         process, phase = replica.process, replica.phase
         assert process is not None  # noqa: S101 - the core has running processes sleep and wake
-        lacking = None
-        keeps = isinstance(action, Sleep) and action.level == KEEPS_WEIGHTS
-        if keeps and isinstance(phase, Asleep) and phase.before is not None:
+        keeps = None
+        if isinstance(action, Sleep) and action.level == KEEPS_WEIGHTS and isinstance(phase, Asleep) and phase.before:
             files = self._files.get(replica.name)
-            lacking = await lacking_bytes(files.weights if files else None, phase.before, self._gpus.host_reserve_bytes)
-        return await carry_out(adapter(replica.spec.engine), process.endpoint, action, lacking)
+            weights = files.weights if files else None
+            keeps = Keeps(weights, sum(phase.before.bytes), self._gpus.host_reserve_bytes)
+        return await self._sleepers.carry_out(adapter(replica.spec.engine), process.endpoint, action, keeps)
 
     def _engine(self, replica: Replica) -> EngineSpec | None:
         return self._engines().get(replica.spec.engine)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelsupd.core.actions import Sleep, Wake
 from modelsupd.core.events import Event
-from modelsupd.core.placement import Hold
 from modelsupd.core.sleep_events import Slept, Woke
 from modelsupd.engines.base import Adapter, Request, Sleeper, shown
 from modelsupd.runtime.http import ProbeError, fetch
@@ -21,30 +21,79 @@ _OK = 200
 _WEIGHTS = frozenset({".safetensors", ".bin", ".pt"})
 
 
-async def carry_out(engine: Adapter, endpoint: str, action: Sleep | Wake, host_bytes: int | None) -> Event:
-    """Carry the action out and return how it ended. Never raises but for cancellation.
+@dataclass(frozen=True, slots=True)
+class Keeps:
+    """What an engine takes into the host's memory when it falls asleep.
 
-    `host_bytes` is how much more the host's memory would have to hold than there is room for, None where it has room.
+    It is the size of its `weights` or, where that is not to be seen, all that it holds of GPUs, `held_bytes`.
+    `reserve_bytes` have to be left.
     """
-    to_sleep = isinstance(action, Sleep)
-    ended = Slept if to_sleep else Woke
-    if not isinstance(engine, Sleeper):
-        return ended(action.run, f"an engine of kind '{engine.kind}' cannot sleep")
-    if to_sleep and host_bytes is not None:
-        return ended(action.run, f"the host's memory lacks {host_bytes / 1024**3:.1f} GiB for what it would put there")
-    until = time.monotonic() + action.timeout_s
-    try:
-        if await _sleeps(engine, endpoint, until) is to_sleep:
-            return ended(action.run)  # a daemon before this one had asked for it
-        requests = engine.sleep(action.level) if to_sleep else engine.wake(action.level)
-        await _ask_all(endpoint, requests, until)
-        while await _sleeps(engine, endpoint, until) is not to_sleep:  # noqa: ASYNC110 - another process is asked
-            await asyncio.sleep(ASK_EVERY_S)
-    except ProbeError as error:
-        return ended(action.run, str(error))
-    except TimeoutError:
-        return ended(action.run, f"it has not done so within {action.timeout_s:g} s")
-    return ended(action.run)
+
+    weights: str | None
+    held_bytes: int
+    reserve_bytes: int
+
+
+class Sleepers:
+    """Carries out what engines are told about sleep, and keeps account of the host's memory meanwhile."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        # What those take of it who fall asleep just now, and how much there was before the first of them did.
+        self._promised: dict[str, int] = {}
+        self._before_bytes = 0
+
+    async def carry_out(self, engine: Adapter, endpoint: str, action: Sleep | Wake, keeps: Keeps | None) -> Event:
+        """Carry the action out and return how it ended. Never raises but for cancellation.
+
+        `keeps` is what the host's memory has to have room for, None where that does not matter.
+        """
+        to_sleep = isinstance(action, Sleep)
+        ended = Slept if to_sleep else Woke
+        if not isinstance(engine, Sleeper):
+            return ended(action.run, f"an engine of kind '{engine.kind}' cannot sleep")
+        until = time.monotonic() + action.timeout_s
+        try:
+            if await _sleeps(engine, endpoint, until) is to_sleep:
+                return ended(action.run)  # a daemon before this one had asked for it
+            lacking_bytes = await self._lacking_bytes(endpoint, keeps, until) if keeps is not None else 0
+            if lacking_bytes > 0:
+                lacking = f"{lacking_bytes / 1024**3:.1f} GiB"
+                return ended(action.run, f"the host's memory lacks {lacking} for what it would put there")
+            requests = engine.sleep(action.level) if to_sleep else engine.wake(action.level)
+            await _ask_all(endpoint, requests, until)
+            while await _sleeps(engine, endpoint, until) is not to_sleep:  # noqa: ASYNC110 - another process is asked
+                await asyncio.sleep(ASK_EVERY_S)
+        except ProbeError as error:
+            return ended(action.run, str(error))
+        except TimeoutError:
+            return ended(action.run, f"it has not done so within {action.timeout_s:g} s")
+        finally:
+            self._promised.pop(endpoint, None)
+        return ended(action.run)
+
+    async def _lacking_bytes(self, endpoint: str, keeps: Keeps, until: float) -> int:
+        """Return how much more of the host's memory one would want that falls asleep than it may have; note it if none.
+
+        What others have yet to take that fall asleep now is theirs.
+        """
+        import psutil  # noqa: PLC0415 - it takes long to import, and hardly ever is it needed
+
+        size = 0
+        if keeps.weights is not None:
+            try:
+                size = await asyncio.wait_for(asyncio.to_thread(_size, keeps.weights), _left_s(until) / 2)
+            except TimeoutError:
+                size = 0  # its file system does not answer
+        wanted = size or keeps.held_bytes
+        room = int(psutil.virtual_memory().available)
+        if not self._promised:
+            self._before_bytes = room
+        room = min(room, self._before_bytes - sum(self._promised.values()))
+        lacking = wanted + keeps.reserve_bytes - room
+        if lacking <= 0:
+            self._promised[endpoint] = wanted
+        return lacking
 
 
 async def sleeps(engine: Sleeper, endpoint: str, timeout_s: float) -> bool:
@@ -53,20 +102,6 @@ async def sleeps(engine: Sleeper, endpoint: str, timeout_s: float) -> bool:
         return await _sleeps(engine, endpoint, time.monotonic() + timeout_s) is True
     except (ProbeError, TimeoutError):
         return False
-
-
-async def lacking_bytes(weights: str | None, before: Hold, reserve_bytes: int) -> int | None:
-    """Return how much more memory of the host an engine would want to keep its weights there than it may have.
-
-    None where there is enough. What it wants is the size of its weights or, where that is not known, all that it holds
-    of GPUs.
-    """
-    import psutil  # noqa: PLC0415 - it takes long to import, and hardly ever is it needed
-
-    wanted = await asyncio.to_thread(_size, weights) if weights is not None else 0
-    wanted = wanted or sum(before.bytes)
-    lacking = wanted + reserve_bytes - int(psutil.virtual_memory().available)
-    return lacking if lacking > 0 else None
 
 
 def _size(weights: str) -> int:
