@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from core.demanding import GIB, fleet, on_demand, told
+import pytest
+
+from core.demanding import GIB, fleet, on_demand, ready, told, waits
 from core.samples import process
 from core.test_core_allotment import cards
 from modelsupd.core.allotment import Allotment, allot
 from modelsupd.core.demand import Usage
 from modelsupd.core.events import Evicted
-from modelsupd.core.phases import Asleep, Replica, Resting
+from modelsupd.core.phases import Asleep, Draining, Phase, Reason, Replica, Resting
 from modelsupd.core.placement import Hold
 from modelsupd.core.spec import Start
 
@@ -36,3 +38,23 @@ def test_one_that_is_to_run_always_by_now_wakes_where_it_fits_only_once_it_is_aw
     answer = decide(always, on=(8,))
     assert (answer.waiting, answer.evicted) == ({}, {})
     assert answer.placed["a/0"].hold is not None
+
+
+FALLING = Asleep(99.0, process(1), 1, None)
+TO_SLEEP = Draining(99.0, process(1), Reason.SLEEP, 130.0, 130.0)
+
+
+@pytest.mark.parametrize("phase", [FALLING, TO_SLEEP], ids=["falls asleep", "is drained for it"])
+def test_nobody_gives_way_for_room_that_one_keeps_who_is_about_to_sleep(phase: Phase) -> None:
+    """It has the higher priority, and does not go for the one that waits."""
+    falls = replace(asleep("a/0", size=4, keeps=4, priority=1, asleep_vram_bytes=2 * GIB), phase=phase)
+    answer = decide(falls, ready("v/0", 0, 0, size=2), waits("w/0", 0, 8, 1), on=(8,))
+    assert (answer.evicted, answer.placed) == ({}, {})
+    fits = decide(falls, ready("v/0", 0, 0, size=2), waits("w/0", 0, 6, 1), on=(8,))
+    assert fits.evicted == {"v/0": Evicted(1, "gives way to w/0")}
+
+
+def test_nor_for_what_one_keeps_that_is_told_to_sleep_now_for_lack_of_requests() -> None:
+    idle = ready("a/0", 0, 0, size=4, priority=1, idle_timeout_s=50, sleep=1, asleep_vram_bytes=2 * GIB)
+    answer = decide(idle, ready("v/0", 0, 0, size=2), waits("w/0", 0, 8, 1), on=(8,))
+    assert answer.evicted == {"a/0": Evicted(1, "no request for 50 s", sleep=True)}

@@ -9,24 +9,27 @@ from typing import Any
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from core.demanding import on_demand, ready, starting, waits
+from core.demanding import GIB, on_demand, ready, starting, waits
 from core.samples import DIGEST, process
 from core.test_core_allotment import cards
-from modelsupd.core.allotment import Card, allot
+from modelsupd.core.allotment import Card, allot, awaits
 from modelsupd.core.demand import Usage, Use, Wanted, exclude
 from modelsupd.core.gpu_spec import PlacementSpec
 from modelsupd.core.phases import (
+    Asleep,
     Clearing,
     Draining,
     Live,
     Ready,
     Reason,
     Replica,
+    Resting,
     Spawning,
     Stopping,
     Waiting,
 )
-from modelsupd.core.placement import place
+from modelsupd.core.placement import Hold, place
+from modelsupd.core.sleeping import kept_asleep, rests
 from modelsupd.core.spec import Start, gpu_count
 
 NOW = 1000.0
@@ -53,6 +56,8 @@ def replicas_of(draw: st.DrawFn, name: str, gpus: int) -> Replica:
         found = waits(name, since, size, count, start=start, **own)
         return replace(found, spec=replace(found.spec, placement=draw(placements)))
     on = draw(st.permutations(range(gpus)))[:count]
+    if start is Start.ON_DEMAND and count and draw(st.integers(0, 2)) == 0:
+        return draw(sleepers_of(name, since, on, min(size, 4), own))
     phase = draw(
         st.sampled_from(
             [
@@ -68,6 +73,21 @@ def replicas_of(draw: st.DrawFn, name: str, gpus: int) -> Replica:
     found = on_demand(name, phase, *on, size=min(size, 4), start=start, **own)
     ends = isinstance(phase, Draining | Clearing) and not getattr(phase, "held", False)
     return replace(found, demanded_by="" if ends else found.demanded_by)
+
+
+@st.composite
+def sleepers_of(draw: st.DrawFn, name: str, since: float, on: list[int], size: int, own: dict[str, Any]) -> Replica:
+    """Return a replica that sleeps, or is about to, or no more."""
+    before = Hold(gpus=tuple(f"GPU-{index}" for index in on), bytes=(size * GIB,) * len(on))
+    state = draw(st.sampled_from([Resting.ASLEEP] * 3 + [Resting.FALLING, Resting.WAKING]))
+    phase: Asleep | Draining = Asleep(since, process(1), 1, before, state)
+    if state is Resting.FALLING and draw(st.booleans()):
+        phase = Draining(since, process(1), Reason.SLEEP, NOW + 5, NOW + 5)
+    own = {**own, "pinned": False, "sleep": 1, "asleep_vram_bytes": draw(st.sampled_from([0, GIB, 2 * GIB]))}
+    found = on_demand(name, phase, *on, size=size, **own)
+    by = draw(st.sampled_from(["", "clients", "ada"])) if state is not Resting.WAKING else "clients"
+    hold = kept_asleep(before, found) if rests(found) else before
+    return replace(found, demanded_by=by, hold=hold)
 
 
 placements = st.sampled_from(
@@ -102,13 +122,21 @@ def ending(replica: Replica) -> bool:
     return isinstance(phase, Stopping | Clearing) or (isinstance(phase, Draining) and not phase.held)
 
 
+def sleeps_from_now_on(replica: Replica) -> bool:
+    phase = replica.phase
+    falls = isinstance(phase, Asleep) and phase.state is Resting.FALLING
+    return falls or (isinstance(phase, Draining) and phase.cause is Reason.SLEEP)
+
+
 def may_go(replica: Replica, to: Replica, usage: Usage) -> str:
     """Return why a replica may not be told to give way to another, "" where it may, told without the code that does."""
     demand, phase = replica.spec.demand, replica.phase
-    if replica.spec.start is not Start.ON_DEMAND or demand.pinned or not isinstance(phase, Ready):
+    if replica.spec.start is not Start.ON_DEMAND or demand.pinned or not (isinstance(phase, Ready) or rests(replica)):
         return "does not start on demand, is pinned or is not ready"
     if demand.priority > to.spec.demand.priority:
         return "is of a higher priority"
+    if rests(replica):
+        return ""
     if demand.priority == to.spec.demand.priority:
         in_flight = usage.runs.get(f"{replica.name}#1", Use()).in_flight
         if in_flight or not usage.known:
@@ -122,7 +150,11 @@ def fit_together(replicas: Mapping[str, Replica], on: list[Card], gone: Collecti
     """Ask `placement` whether some that wait fit when others are gone."""
     from modelsupd.core.allotment import _held, claim_of  # noqa: PLC0415 - what is held is reckoned as ever
 
-    holds = {name: each.hold for name, each in replicas.items() if each.hold is not None and name not in gone}
+    holds = {
+        name: each.hold
+        for name, each in replicas.items()
+        if each.hold is not None and name not in gone and name not in claimants
+    }
     held = _held(replicas, holds, {card.gpu.uuid: card for card in on})
     claims = [claim_of(replicas[name]) for name in claimants if gpu_count(replicas[name].spec)]
     return place([card.gpu for card in on], held, claims).waiting == {}
@@ -157,7 +189,7 @@ def test_whatever_is_there_nobody_gives_way_who_need_not_and_nobody_starts_besid
         assert event.run == 1
         if to is not None:
             claimants.add(to.name)
-            assert isinstance(to.phase, Waiting)
+            assert isinstance(to.phase, Waiting) or rests(to)
             assert to.model != replicas[name].model
             assert may_go(replicas[name], to, usage) == ""
     for name in answer.closed:
@@ -166,9 +198,14 @@ def test_whatever_is_there_nobody_gives_way_who_need_not_and_nobody_starts_besid
         assert not mine.spec.demand.pinned
         assert isinstance(mine.phase, Ready)
         assert mine.phase.since + mine.spec.demand.residence_s <= NOW
-    gone = {*answer.evicted, *(name for name, each in replicas.items() if ending(each))}
-    assert fit_together(replicas, on, gone, [*sorted(claimants), *answer.placed]), "gave way for nothing"
-    there = [each for name, each in replicas.items() if present(each) or name in answer.placed]
+    asleep = {name for name, event in answer.evicted.items() if event.sleep and isinstance(replicas[name].phase, Ready)}
+    asleep |= {name for name, each in replicas.items() if sleeps_from_now_on(each)}
+    gone = {*answer.evicted, *(name for name, each in replicas.items() if ending(each))} - asleep
+    later = replicas | {
+        name: replace(replicas[name], hold=kept_asleep(replicas[name].hold, replicas[name])) for name in asleep
+    }
+    assert fit_together(later, on, gone, [*sorted(claimants), *answer.placed]), "gave way for nothing"
+    there = [each for name, each in replicas.items() if (present(each) and not rests(each)) or name in answer.placed]
     for name in answer.placed:
         for other in there:
             assert not exclude(replicas[name].spec, replicas[name].model, other.spec, other.model)
@@ -176,7 +213,7 @@ def test_whatever_is_there_nobody_gives_way_who_need_not_and_nobody_starts_besid
     assert answer.again_at is None or answer.again_at > NOW, "would be asked again at once, and for ever"
     unsettled = {event.loading for event in answer.beside.values()}
     for name, each in replicas.items():
-        if isinstance(each.phase, Waiting) and name not in answer.evicted:
+        if awaits(each) and name not in answer.evicted:
             assert name in answer.placed or answer.waiting.get(name) or name in unsettled, f"{name} is not told why"
 
 

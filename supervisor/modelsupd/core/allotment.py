@@ -27,6 +27,8 @@ from modelsupd.core.phases import (
     Killing,
     Live,
     Phase,
+    Ready,
+    Reason,
     Replica,
     Resting,
     Spawning,
@@ -35,7 +37,7 @@ from modelsupd.core.phases import (
     Waiting,
 )
 from modelsupd.core.placement import Claim, Gpu, Held, Hold, place
-from modelsupd.core.sleeping import rests
+from modelsupd.core.sleeping import kept_asleep, rests
 from modelsupd.core.spec import Start, gpu_count
 from modelsupd.core.timing import known_start
 from modelsupd.core.turns import Turns, TurnTaking, in_turn
@@ -112,7 +114,8 @@ def allot(
         if name in granted or isinstance(replica.phase, Spawning | Live | Clearing)
     }
     held = _held(replicas, holds, by_uuid)
-    _choose(waiting, claims, (present, going), ([card.gpu for card in cards], held), (usage, now), turns)
+    later = [run for run in held if run.name not in going] + list(_kept(replicas, holds, held, going, leaving, turns))
+    _choose(waiting, claims, (present, going), ([card.gpu for card in cards], held, later), (usage, now), turns)
     placed: dict[str, Placed] = {}
     why = turns.why
     index = {card.gpu.uuid: card.gpu.index for card in cards}
@@ -158,13 +161,13 @@ def _choose(
     waiting: Mapping[str, Replica],
     claims: Mapping[str, Claim],
     there: tuple[Mapping[str, Replica], Collection[str]],
-    on: tuple[Sequence[Gpu], Sequence[Held]],
+    on: tuple[Sequence[Gpu], Sequence[Held], Sequence[Held]],
     told: tuple[Usage, float],
     turns: Turns,
 ) -> None:
     """Choose who goes: all together where all fit, or where nobody could give way; else in turn."""
-    answer = place(*on, list(claims.values()))
-    present, going = there
+    (gpus, held, later), (present, going) = on, there
+    answer = place(gpus, held, list(claims.values()))
     some = any(replica.spec.start is Start.ON_DEMAND for replica in (*waiting.values(), *present.values()))
     apart = any(replica.spec.demand.excludes for replica in (*waiting.values(), *present.values()))
     sleepers = any(isinstance(replica.phase, Asleep) for replica in waiting.values())
@@ -175,8 +178,7 @@ def _choose(
         turns.chosen |= {name: answer.placed[name] for name in in_turn(waiting, told[0]) if name in answer.placed}
         turns.why |= answer.waiting
         return
-    gpus, held = on
-    floors = Floor(gpus, held), Floor(gpus, [run for run in held if run.name not in going])
+    floors = Floor(gpus, held), Floor(gpus, later)
     taken = TurnTaking(present, going, floors, answer.waiting, *told).decide(waiting, claims)
     turns.chosen |= taken.chosen
     turns.why |= taken.why
@@ -221,6 +223,25 @@ def _on_its_way(replica: Replica) -> Replica:
     if not isinstance(phase, Asleep):
         return replica
     return dataclasses.replace(replica, phase=dataclasses.replace(phase, state=Resting.WAKING))
+
+
+def _kept(
+    replicas: Mapping[str, Replica],
+    holds: Mapping[str, Hold],
+    held: Sequence[Held],
+    going: Collection[str],
+    leaving: Collection[str],
+    turns: Turns,
+) -> Iterator[Held]:
+    """Yield what is kept by those on their way out who only fall asleep."""
+    for run in held:
+        replica, event = replicas[run.name], turns.evicted.get(run.name)
+        phase = replica.phase
+        sleeps = isinstance(phase, Asleep) or (isinstance(phase, Draining) and phase.cause is Reason.SLEEP)
+        sleeps = event.sleep and isinstance(phase, Ready | Asleep) if event is not None else sleeps
+        kept = kept_asleep(holds[run.name], replica)
+        if run.name in going and run.name not in leaving and sleeps and kept is not None:
+            yield dataclasses.replace(run, bytes=kept.bytes, exclusive=False)
 
 
 def _settling(replicas: Mapping[str, Replica], cards: Mapping[str, Card]) -> Iterator[str]:
