@@ -127,6 +127,7 @@ class Daemon:
             lambda: self._config.declaration.engines,
             lambda: Stock(self._config.weights, self._config.lock),
             self._gpus,
+            lambda within_s: self._gate.seen(within_s),  # noqa: PLW0108 - the gate is made later
         )
         self.plan = functools.partial(self._demand.plan, size=self._effects.size)
         self._metrics = Metrics(self, self._processes)

@@ -8,6 +8,7 @@ only then is the old one drained: its streams go on until they end.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -44,6 +45,9 @@ BIND_EVERY_S = 2.0
 #: A scrape waits no longer for the gateway's part, in seconds.
 METRICS_TIMEOUT_S = 1.0
 _METRICS = Request(method="GET", path="/metrics")
+
+#: How often it is looked whether a gateway that is waited for is there at all, in seconds.
+SEEN_EVERY_S = 0.05
 
 #: How long a gateway that was found running is given to come with its sockets, before they are bound anew, in seconds.
 REUNION_S = 3.0
@@ -215,6 +219,24 @@ class Gatekeeper:
         self._links.forget_all_but({f"{name}#{process.run}" for name, process in processes if process is not None})
         self._links.publish(models)
 
+    async def seen(self, within_s: float) -> bool:
+        """Wait until every gateway works by what was published last; tell whether all do."""
+        seq, until = self._links.seq, asyncio.get_running_loop().time() + within_s
+        while not self._all_have_seen(seq):
+            left_s = until - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                return False
+            await self._links.news(min(left_s, SEEN_EVERY_S))
+        return True
+
+    def _all_have_seen(self, seq: int) -> bool:
+        return not self._away() and all(self._links.has_seen(peer, seq) for peer in self._links.peers)
+
+    def _away(self) -> bool:
+        """Tell whether a gateway that serves has not told of itself, or has lost its link: nothing is known of it."""
+        ready = [each for each in self._replicas().values() if is_gateway(each.name) and isinstance(each.phase, Ready)]
+        return any((peer := self._peer_of(replica)) is None or peer.hello is None for replica in ready)
+
     def look(self) -> None:
         """Decide anew who takes connections, and whether what is declared changes by it."""
         peers = {peer: replica for peer in self._links.peers if (replica := self._replica_of(peer)) is not None}
@@ -281,8 +303,9 @@ class Gatekeeper:
     # What gateways saw
 
     def usage(self) -> Usage:
-        """Return which runs are in use, and which models are waited for."""
-        return self._links.usage()
+        """Return which runs are in use, and which models are waited for; not known where a gateway has not told."""
+        usage = self._links.usage()
+        return dataclasses.replace(usage, known=usage.known and not self._away())
 
     def _delivered(self, run: str) -> None:
         if found := _run_of(run):

@@ -162,3 +162,26 @@ def test_clients_do_not_reach_its_paths_for_developers(place: Path) -> None:
             assert answer.status in (404, 405), path
             answer.read()
         assert fake(daemon.replica("a/0")["endpoint"])["orders"] == []
+
+
+def test_a_gateway_that_lags_sends_nothing_to_one_that_falls_asleep(place: Path) -> None:
+    patient = model(place, "a", "idle_timeout_s = 0.5").replace("probe_timeout_s = 1", "probe_timeout_s = 4")
+    with serving(place, patient) as (daemon, client):
+        connection = client.connect()
+        connection.request("GET", "/v1/models")
+        connection.getresponse().read()
+        assert daemon.run("start", "a").returncode == 0
+        pid = daemon.until_phase("ready", name="a/0")["pid"]
+        (gateway,) = daemon.client.status()["gateway"]["runs"]
+        os.kill(gateway["pid"], signal.SIGSTOP)
+        try:
+            asked = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+            connection.request("POST", "/v1/chat/completions", json.dumps(asked), {"Content-Type": "application/json"})
+            until(lambda: daemon.replica("a/0")["phase"] != "ready")
+        finally:
+            os.kill(gateway["pid"], signal.SIGCONT)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        answer.read()
+        asleep = daemon.until_phase("asleep", name="a/0")
+        assert (asleep["pid"], asleep["run"], asleep["restarts"]) == (pid, 1, 0)

@@ -42,7 +42,7 @@ class Fetching:
 
 
 def effects(fetches: Fetching) -> RuntimeEffects:
-    return RuntimeEffects(mock.Mock(), fetches, dict, mock.Mock(), mock.Mock())  # type: ignore[arg-type]  # as much of it as is asked
+    return RuntimeEffects(mock.Mock(), fetches, dict, mock.Mock(), mock.Mock(), mock.Mock())  # type: ignore[arg-type]  # as much of it as is asked
 
 
 def resolving(run: int = 1) -> Replica:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from gateway_process import Gateway as GatewayProcess
 from modelsupd.core.demand import Usage, Use, Wanted
 from modelsupd.core.events import Delivered, Event
 from modelsupd.core.health import begin
-from modelsupd.core.phases import Ready, Replica, Stopped
+from modelsupd.core.phases import Phase, Ready, Replica, Stopped
 from modelsupd.gatekeeper import Gatekeeper
 from modelsupd.gateway import wire
 from modelsupd.gateway.base import Availability, Model
@@ -37,8 +38,11 @@ class Gateway:
             connect(str(path)), on_message=lambda message, _: self.told.append(message), on_closed=lambda _: None
         )
 
-    def hello(self, *traffic: wire.Traffic, wanted: tuple[wire.Wanted, ...] = ()) -> None:
-        self._channel.send(wire.Hello(run="g", pid=1, traffic=traffic, wanted=wanted))
+    def hello(self, *traffic: wire.Traffic, wanted: tuple[wire.Wanted, ...] = (), tells_seen: bool = False) -> None:
+        self._channel.send(wire.Hello(run="g", pid=1, traffic=traffic, wanted=wanted, tells_seen=tells_seen))
+
+    def saw(self, seq: int) -> None:
+        self._channel.send(wire.Seen(seq))
 
     def reports(self, *traffic: wire.Traffic) -> None:
         self._channel.send(wire.TrafficReport(traffic=traffic))
@@ -178,6 +182,58 @@ def test_runs_that_are_gone_are_forgotten(place: Path) -> None:
         world.keeper.publish(())
         assert world.keeper.usage().runs == {"m/0#1": Use(1, 1.0)}
         gateway.die()
+
+    run(place, test)
+
+
+def gateway_replica(world: World, pid: int, phase: Phase | None = None) -> None:
+    """Have the world know of a gateway: its process, wherever that is."""
+    name = "@gateway-1/0"
+    running = Ready(0, replace(process(1), pid=pid), begin(0))
+    world.replicas[name] = replace(replica(phase or running, last_run=1), name=name, model="@gateway-1")
+
+
+def test_nothing_is_known_while_a_gateway_that_serves_has_not_told_or_has_lost_its_link(place: Path) -> None:
+    """What it has in hand is in use, whatever another one tells."""
+
+    async def test(world: World) -> None:
+        gateway_replica(world, os.getpid() + 1)
+        other = Gateway(world.path)
+        other.hello()
+        assert await _welcomed(other)
+        assert not world.keeper.usage().known
+        assert not await world.keeper.seen(0.0)
+        gateway_replica(world, os.getpid())
+        assert world.keeper.usage().known
+        assert await world.keeper.seen(0.0)
+        other.die()
+        await auntil(lambda: not world.keeper.usage().known)
+        gateway_replica(world, os.getpid(), Stopped(2.0))
+        assert world.keeper.usage().known, "one that is gone had nothing left"
+
+    run(place, test)
+
+
+def test_who_withdraws_a_run_can_wait_until_no_gateway_sends_it_anything(place: Path) -> None:
+    async def test(world: World) -> None:
+        assert await world.keeper.seen(0.0), "nobody is there"
+        old, lags = Gateway(world.path), Gateway(world.path)
+        old.hello()
+        lags.hello(tells_seen=True)
+        for gateway in (old, lags):
+            assert await _welcomed(gateway)
+        world.keeper.publish((Model(name="m", availability=Availability.LOADING),))
+        assert not await world.keeper.seen(0.0)
+        waiting = asyncio.create_task(world.keeper.seen(10.0))
+        lags.saw(0)
+        assert not await world.keeper.seen(0.1)
+        lags.saw(1)
+        assert await waiting
+        world.keeper.publish(())
+        waiting = asyncio.create_task(world.keeper.seen(10.0))
+        lags.die()
+        assert await waiting, "of one that is gone nothing comes any more"
+        old.die()
 
     run(place, test)
 

@@ -6,7 +6,7 @@ Three rules:
    for `residence_s`; to a lower one never.
 2. Whoever has waited for `turn_s` gets a turn: those in its way take nothing new, and give way when what they have
    is finished. So nobody waits for ever, and nothing is cut short for that.
-3. Before a gateway has told anything, everybody is taken to be in use.
+3. Before every gateway has told what it has in hand, everybody is taken to be in use.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Wanted:
 class Usage:
     """All that gateways tell: use by run (`qwen/0#7`), what is waited for by model.
 
-    `known` tells whether a gateway has told anything since this daemon began.
+    `known` tells whether every gateway that serves has told this daemon what it has in hand.
     """
 
     runs: Mapping[str, Use] = field(default_factory=dict)

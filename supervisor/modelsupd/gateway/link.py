@@ -101,6 +101,11 @@ class Link:
         else:
             self._evidence.append(message)
 
+    def seen(self, seq: int) -> None:
+        """Tell the daemon that no request goes by an older table any more than that of this number."""
+        if self._channel is not None:
+            self._channel.send(wire.Seen(seq))
+
     def stir(self) -> None:
         """Tell the daemon in a moment what has changed by then. One that is away learns it by the next hello."""
         if self._urgent is not None or not self._welcomed:

@@ -11,6 +11,7 @@ they know, and go on with what changes:
 | `Accept`, `Drain` | daemon | take new connections from now on; or take none, and finish what there is |
 | `TrafficReport` | gateway | runs of which something changed; every `TRAFFIC_EVERY_S`, and as below |
 | `Demand` | gateway | what is waited for changed; behind a `TrafficReport`, if anything of traffic did, too |
+| `Seen` | gateway | at once: the table of this number is what requests go by from now on |
 | `Evidence` | gateway | at once: a run failed a client |
 
 Each line is `{"v": 1, "type": "hello", …}`. A type or key that is not known is passed over: the other side may be
@@ -104,7 +105,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Who dials, and all that it knows. `listening` says that it takes connections; `sockets` come with the message."""
+    """Who dials, and all that it knows. `listening` says that it takes connections; `sockets` come with the message.
+
+    One that does not say of itself that it `tells_seen` is older than that.
+    """
 
     run: str
     pid: int
@@ -113,6 +117,7 @@ class Hello:
     sockets: int = 0
     connections: int = 0
     table_seq: int | None = None
+    tells_seen: bool = False
     traffic: tuple[Traffic, ...] = ()
     wanted: tuple[Wanted, ...] = ()
 
@@ -129,6 +134,13 @@ class Demand:
     """Every model that requests wait for; who is left out is waited for by none. The whole of it each time."""
 
     wanted: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """No request goes by an older table any more than that of this number."""
+
+    seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,12 +197,13 @@ class Drain:
     """Take no new connection; answer what comes by those that are there. The sockets stay open until the very end."""
 
 
-Message = Hello | TrafficReport | Demand | Evidence | Welcome | Models | Accept | Drain
+Message = Hello | TrafficReport | Demand | Seen | Evidence | Welcome | Models | Accept | Drain
 
 _TYPES: dict[str, type[Message]] = {
     "hello": Hello,
     "traffic": TrafficReport,
     "demand": Demand,
+    "seen": Seen,
     "evidence": Evidence,
     "welcome": Welcome,
     "models": Models,

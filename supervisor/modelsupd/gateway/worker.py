@@ -129,6 +129,7 @@ class Worker:
             sockets=len(self._sockets),
             connections=len(self.front.connections),
             table_seq=self.table_seq,
+            tells_seen=True,
             traffic=self.ledger.all(),
             wanted=self.wanted(),
         )
@@ -193,6 +194,7 @@ class Worker:
         self.table, self.table_seq = table, seq
         self.service.update(table)
         self._let_go()
+        self.link.seen(seq)
 
     def _let_go(self) -> None:
         """Close idle connections to engines that get no more requests: who stops one waits for them to close."""

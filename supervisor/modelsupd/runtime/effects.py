@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import structlog
 
@@ -46,6 +44,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.phases import Asleep, Replica, Spawning
 from modelsupd.core.placement import Size
+from modelsupd.core.sleep_events import Slept
 from modelsupd.core.spec import EngineSpec, ModelSpec, StopLimits, gpu_count
 from modelsupd.engines.base import Adapter, Files, Sleeper, adapter
 from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
@@ -63,6 +62,7 @@ from modelsupd.runtime.process import (
     connections,
 )
 from modelsupd.runtime.sleep import Keeps, Sleepers, sleeps
+from modelsupd.runtime.vitals import oom_kills
 from modelsupd.weights.wire import Job
 
 log = structlog.get_logger("effects")
@@ -75,6 +75,9 @@ LOADING_TAIL_BYTES = 4096
 
 #: A probe that takes longer than this has its engine's process tree looked at for work.
 SLOW_AFTER_S = 1.0
+
+#: How long a gateway is given to take note that a run gets no more requests, in seconds; a hung one never does.
+SEEN_WITHIN_S = 2.0
 
 #: The level of sleep at which an engine keeps its weights in the host's memory.
 KEEPS_WEIGHTS = 1
@@ -95,13 +98,17 @@ class RuntimeEffects:
         engines: Callable[[], Mapping[str, EngineSpec]],
         stock: Callable[[], Stock],
         gpus: Gpus,
+        seen: Callable[[float], Awaitable[bool]],
     ) -> None:
-        """Use `processes`, `fetches` and `gpus`; `engines` returns `[engines]`, `stock` what is said of weights."""
+        """Use `processes`, `fetches` and `gpus`; `engines` returns `[engines]`, `stock` what is said of weights.
+
+        `seen` waits, so many seconds at most, until gateways work by what is published, and tells whether they do.
+        """
         self._processes = processes
         self._fetches = fetches
         self._engines = engines
         self._stock = stock
-        self._gpus = gpus
+        self._gpus, self._seen = gpus, seen
         self._resolving: dict[str, object] = {}
         self._files: dict[str, Files] = {}
         self._oom_kills: dict[tuple[str, int], int] = {}
@@ -153,6 +160,9 @@ class RuntimeEffects:
         process, phase = replica.process, replica.phase
         assert process is not None  # noqa: S101 - the core has running processes sleep and wake
         keeps = None
+        if isinstance(action, Sleep) and not await self._seen(SEEN_WITHIN_S):
+            # A request that comes to it in its sleep would wait there for ever; that of one that ends is begun anew.
+            return Slept(action.run, "a gateway has not taken note that it gets no more requests")
         if isinstance(action, Sleep) and action.level == KEEPS_WEIGHTS and isinstance(phase, Asleep) and phase.before:
             files = self._files.get(replica.name)
             weights = files.weights if files else None
@@ -314,6 +324,8 @@ class RuntimeEffects:
         process, spec, kind, run = replica.process, replica.spec, action.kind, action.run
         assert process is not None  # noqa: S101 - the core probes running processes only
         engine = adapter(spec.engine)
+        if kind is ProbeKind.DRAIN:
+            await self._seen(min(SEEN_WITHIN_S, action.timeout_s / 2))  # else one more request may be on its way
         if kind is ProbeKind.DRAIN and engine.request(kind, replica.model, spec) is None:
             vitals = Vitals(in_flight=connections(process.endpoint))
             return Probed(run, kind, Outcome.ANSWERED, f"{vitals.in_flight} connections open", vitals, vitals)
@@ -385,15 +397,3 @@ def _vitals(tree: TreeVitals, delivered: int | None = None, in_flight: int | Non
 def backstop_s(limits: StopLimits) -> float:
     """Return how long after SIGTERM a shim acts by itself: when any daemon would have followed up long ago."""
     return max(limits.term_timeout_s, limits.load_term_timeout_s) + limits.kill_timeout_s + BACKSTOP_MARGIN_S
-
-
-def oom_kills() -> int:
-    """Return how many processes the kernel has killed for lack of memory since boot, 0 where it does not tell.
-
-    `oom_kill` of /proc/vmstat counts kills by a cgroup's limit as well (Linux, mm/oom_kill.c).
-    """
-    try:
-        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(found[1]) if found else 0

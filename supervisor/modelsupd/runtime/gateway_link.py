@@ -36,7 +36,8 @@ _CREDENTIALS = struct.Struct("3i")
 class Peer:
     """A connected gateway: its process, whether it was told to take connections, and what it has in hand.
 
-    `in_flight` is by run key; `wanted` is what requests wait for there.
+    `in_flight` is by run key; `wanted` is what requests wait for there. `seen` is the number of the table that it works
+    by, as far as it has told.
     """
 
     pid: int
@@ -45,6 +46,7 @@ class Peer:
     accepts: bool | None = None
     in_flight: dict[str, int] = field(default_factory=dict)
     wanted: tuple[wire.Wanted, ...] = ()
+    seen: int = -1
 
 
 class GatewayLinks:
@@ -71,7 +73,8 @@ class GatewayLinks:
         self._known = False
         self._listener: socket.socket | None = None
         self._models: tuple[Model, ...] = ()
-        self._seq = 0
+        self._news = asyncio.Event()
+        self.seq = 0
         self.peers: set[Peer] = set()
         self.sockets: list[socket.socket] = []
 
@@ -109,10 +112,10 @@ class GatewayLinks:
         after = {model.name: model for model in models}
         if models == self._models:
             return
-        self._seq += 1
+        self.seq += 1
         reordered = [model.name for model in self._models] != [model.name for model in models]
         message = wire.Models(
-            seq=self._seq,
+            seq=self.seq,
             changed=tuple(model for model in models if before.get(model.name) != model),
             removed=tuple(name for name in before if name not in after),
             order=tuple(after) if reordered else (),
@@ -126,8 +129,18 @@ class GatewayLinks:
         """Answer a gateway's hello: all there is, and the sockets if it is to use these."""
         sockets = self.sockets if with_sockets else []
         peer.accepts = accept
-        message = wire.Welcome(seq=self._seq, models=self._models, accept=accept, sockets=len(sockets))
+        message = wire.Welcome(seq=self.seq, models=self._models, accept=accept, sockets=len(sockets))
         peer.channel.send(message, sockets)
+
+    def has_seen(self, peer: Peer, seq: int) -> bool:
+        """Tell whether a gateway works by the table of this number, or a later one; one that is older never says so."""
+        return peer.hello is not None and (peer.seen >= seq or not peer.hello.tells_seen)
+
+    async def news(self, within_s: float) -> None:
+        """Wait until a gateway has told which table it works by, or is gone."""
+        self._news.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), within_s)
 
     def accept(self, peer: Peer) -> None:
         """Have a gateway take new connections."""
@@ -184,6 +197,9 @@ class GatewayLinks:
             case wire.Demand():
                 peer.wanted = message.wanted
                 self._on_used()
+            case wire.Seen():
+                peer.seen = message.seq
+                self._news.set()
             case wire.Evidence():
                 self._on_evidence(message)
             case _:
@@ -192,6 +208,7 @@ class GatewayLinks:
 
     def _gone(self, peer: Peer, why: str) -> None:
         self.peers.discard(peer)
+        self._news.set()
         log.debug("a gateway has gone", pid=peer.pid, why=why)
         self._on_used()
 

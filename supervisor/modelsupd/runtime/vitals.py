@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from modelsupd.core.events import Process
 from modelsupd.runtime.shim import tree
@@ -107,3 +109,15 @@ def _tcp_rows(port: int) -> list[tuple[str, str]]:
             if row[1].endswith(suffix):
                 found.append((row[3], row[9]))
     return found
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for lack of memory since boot, 0 where it does not tell.
+
+    `oom_kill` of /proc/vmstat counts kills by a cgroup's limit as well (Linux, mm/oom_kill.c).
+    """
+    try:
+        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
