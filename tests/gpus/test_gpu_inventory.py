@@ -228,6 +228,23 @@ def test_a_late_answer_is_not_taken_for_that_to_the_next_question(place: Path) -
     looking(cards, test)
 
 
+def test_what_was_read_is_as_old_as_the_question(place: Path) -> None:
+    """Whoever falls asleep meanwhile has perhaps not given back yet what is told of it."""
+    cards = Cards(place / "g", 8)
+
+    async def test(inventory: Inventory) -> None:
+        await inventory.read()
+        cards.set("delay_ms", "300")
+        reading = asyncio.create_task(inventory.read())
+        await asyncio.sleep(0)
+        meanwhile_at = time.monotonic()
+        at = (await reading).at
+        assert at is not None
+        assert at <= meanwhile_at < time.monotonic() - 0.2
+
+    looking(cards, test)
+
+
 def test_a_reader_that_dies_is_replaced(place: Path) -> None:
     cards = Cards(place / "g", 8)
 

@@ -37,7 +37,7 @@ RETRY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is known of the GPUs, `at` what instant it was read, and why that is not now, if so."""
+    """What is known of the GPUs, `at` what instant it was asked for, and why that is not now, if so."""
 
     gpus: tuple[Seen, ...] = ()
     at: float | None = None
@@ -69,6 +69,7 @@ class Inventory:
             loop = asyncio.get_running_loop()
             if self._failed_at is not None and loop.time() - self._failed_at < RETRY_S:
                 await asyncio.sleep(self._failed_at + RETRY_S - loop.time())
+            asked_at = loop.time()
             try:
                 reading = self._whole(await self._ask())
             except _Unanswered as error:
@@ -79,7 +80,7 @@ class Inventory:
                 self.last = replace(self.last, trouble=words)
             else:
                 self._failed_at = None
-                self.last = Look(with_missing(self.last.gpus, reading), loop.time(), "", reading.notes)
+                self.last = Look(with_missing(self.last.gpus, reading), asked_at, "", reading.notes)
             return self.last
 
     def _whole(self, reading: Reading) -> Reading:
