@@ -30,7 +30,7 @@ from modelsupd.core.spec import Capability, Engine, LogLimits, ModelSpec, ProbeR
             """,
         ),
         (ProbeKind, "start alive generation drain"),
-        (Outcome, "tokens answered busy loading refused no-tokens failed timed-out void"),
+        (Outcome, "tokens answered busy loading refused no-tokens failed timed-out asleep void"),
         (Want, "up down"),
         (Reason, "operator restart replaced removed shutdown evicted sleep stray"),
         (Engine, "llama.cpp llama-cpp-python vllm command gateway"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from core.samples import CRASH, HOLD, INPUTS, LEARNED, OTHER_DIGEST, SLEEPER, probed, process, replica
-from modelsupd.core.actions import Sleep, Terminate
+from modelsupd.core.actions import Sleep, Terminate, Wake
 from modelsupd.core.events import (
     Beside,
     Cleared,
@@ -25,7 +25,21 @@ from modelsupd.core.events import (
     Vitals,
     Waits,
 )
-from modelsupd.core.phases import Asleep, Draining, Halt, Reason, Replica, Resting, Stopping, Want
+from modelsupd.core.health import begin
+from modelsupd.core.phases import (
+    Asleep,
+    Draining,
+    Halt,
+    Phase,
+    Ready,
+    Reason,
+    Replica,
+    Resting,
+    Starting,
+    Stopping,
+    Want,
+    phase_name,
+)
 from modelsupd.core.replica import step
 from modelsupd.core.sleep_events import Slept
 
@@ -81,6 +95,17 @@ def test_one_that_waits_to_wake_and_has_to_go_is_asked_for_all_the_same() -> Non
 def test_a_sleeper_that_nobody_asks_for_does_not_say_that_it_waits() -> None:
     told = replace(resting(), reason="nobody waits for it any more")
     assert step(told, Waits(1, "b/0 is in use"), 11) == (told, ())
+
+
+@pytest.mark.parametrize("phase", [Ready(5, process(), begin(5)), Starting(5, process(), begin(5))], ids=phase_name)
+def test_one_that_is_found_asleep_though_nothing_is_on_record_of_it_is_woken_as_any_other(phase: Phase) -> None:
+    """A disk that was full took no record of it, or somebody else had it sleep."""
+    found = replace(resting(demanded_by="clients"), phase=phase)
+    asleep, actions = step(found, probed(Outcome.ASLEEP), 11)
+    assert asleep.phase == Asleep(11, process(), 2, HOLD, Resting.ASLEEP), "woken as from either level"
+    assert (asleep.history, asleep.demanded_by, actions) == (found.history, "clients", ())
+    _waking, actions = step(asleep, Placed(1, HOLD), 12)
+    assert actions == (Wake(1, 2, 60.0),)
 
 
 LATE = [Placed(1, HOLD), Waits(1, "b/0 is in use")]

@@ -275,8 +275,8 @@ class SimEffects:
         quick_s = world.rng.uniform(0.001, 0.3)
         if run is None or not run.alive:
             return Outcome.REFUSED, 0.001
-        if run.asleep and kind in (ProbeKind.START, ProbeKind.GENERATION):
-            return Outcome.LOADING, quick_s  # it is asked first whether it sleeps, where nobody knows
+        if run.asleep and not run.frozen and kind is not ProbeKind.DRAIN:
+            return Outcome.ASLEEP, quick_s  # it is asked first whether it sleeps, where nobody knows
         if run.frozen:
             polite = run.polite and kind in (ProbeKind.ALIVE, ProbeKind.DRAIN)
             return (Outcome.ANSWERED, quick_s) if polite else (Outcome.TIMED_OUT, 0.0)

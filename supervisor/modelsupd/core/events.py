@@ -62,8 +62,8 @@ class Outcome(StrEnum):
 
     `TOKENS` proves generation. `ANSWERED` proves that the loop turns. `BUSY` (429, 503 of a ready server) proves
     neither and is no failure. `LOADING` and `REFUSED` are expected of a start. `NO_TOKENS` is an answer without a
-    token, `FAILED` a broken or refused one, `TIMED_OUT` none in time. `VOID` says nothing: the prober itself got no
-    CPU.
+    token, `FAILED` a broken or refused one, `TIMED_OUT` none in time. `ASLEEP` is an engine's own word that it sleeps,
+    where it was taken to be awake. `VOID` says nothing: the prober itself got no CPU.
     """
 
     TOKENS = "tokens"
@@ -74,6 +74,7 @@ class Outcome(StrEnum):
     NO_TOKENS = "no-tokens"
     FAILED = "failed"
     TIMED_OUT = "timed-out"
+    ASLEEP = "asleep"
     VOID = "void"
 
 

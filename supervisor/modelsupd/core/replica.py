@@ -280,11 +280,13 @@ def _spawn_failed(replica: Replica, event: SpawnFailed, now: float) -> Step:
 # A running engine
 
 
-def _probed(replica: Replica, event: Probed, now: float) -> Step:
+def _probed(replica: Replica, event: Probed, now: float) -> Step:  # noqa: PLR0911 - one case a phase: a table reads better whole
     phase, limits = replica.phase, replica.spec.health
     match phase:
         case Resolving() | Waiting() | Spawning():
             raise InvalidTransition(replica, event)
+        case Starting() | Ready() if event.outcome is Outcome.ASLEEP:
+            return sleeping.found_asleep(replica, now)
         case Starting() if event.outcome is Outcome.TOKENS:
             known = known_start(replica)
             still_s = health.stood_still_s(phase.pulse, now)

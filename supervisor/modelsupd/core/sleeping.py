@@ -14,9 +14,12 @@ from modelsupd.core import health
 from modelsupd.core.actions import Wake
 from modelsupd.core.events import FailureClass, Placed
 from modelsupd.core.moves import NOTHING, Step, condemn, terminate
-from modelsupd.core.phases import Asleep, Reason, Replica, Resting, Starting
+from modelsupd.core.phases import Asleep, Ready, Reason, Replica, Resting, Starting
 from modelsupd.core.placement import Hold
 from modelsupd.core.sleep_events import Slept, Woke
+
+#: The level of sleep from which an engine is woken where it is not known at which it sleeps: it makes sure of all.
+DEEPEST = 2
 
 
 def slept(replica: Replica, event: Slept, now: float) -> Step:
@@ -59,6 +62,15 @@ def woke(replica: Replica, event: Woke, now: float) -> Step:
         return condemn(replica, FailureClass.CRASH, f"cannot wake: {event.failure}", now)
     starting = Starting(now, phase.process, health.begin(now), woken=True)
     return replace(replica, phase=starting, reason="is awake, and has yet to prove it"), NOTHING
+
+
+def found_asleep(replica: Replica, now: float) -> Step:
+    """Let an engine sleep that does so though nothing of it is on record; it is woken as from the deepest level."""
+    phase = replica.phase
+    assert isinstance(phase, Starting | Ready)  # noqa: S101 - the caller has looked
+    asleep = Asleep(now, phase.process, DEEPEST, replica.hold, Resting.ASLEEP)
+    words = "asleep, of which nothing was on record"
+    return replace(replica, phase=asleep, hold=kept_asleep(replica.hold, replica), reason=words), NOTHING
 
 
 def rests(replica: Replica) -> bool:

@@ -330,7 +330,7 @@ class RuntimeEffects:
             vitals = Vitals(in_flight=connections(process.endpoint))
             return Probed(run, kind, Outcome.ANSWERED, f"{vitals.in_flight} connections open", vitals, vitals)
         if await self._sleeps(replica, action):
-            return Probed(run, kind, Outcome.LOADING, "it sleeps, of which nothing is on record", Vitals(), Vitals())
+            return Probed(run, kind, Outcome.ASLEEP, "it says that it sleeps", Vitals(), Vitals())
         # Reading a process tree costs more than the probe of a healthy engine, so only what is slow to answer is
         # looked at, first while it keeps us waiting and again at the end. A start is always looked at.
         first: list[TreeVitals] = []
@@ -360,11 +360,12 @@ class RuntimeEffects:
     @staticmethod
     async def _sleeps(replica: Replica, action: Probe) -> bool:
         """Tell whether an engine that can sleep does so, though nobody knows: then it must not be asked for tokens."""
-        engine, process = adapter(replica.spec.engine), replica.process
-        generates = action.kind in (ProbeKind.START, ProbeKind.GENERATION)
-        if not (generates and replica.spec.demand.sleep and process is not None and isinstance(engine, Sleeper)):
+        engine, process, kind = adapter(replica.spec.engine), replica.process, action.kind
+        may = bool(replica.spec.demand.sleep) and kind is not ProbeKind.DRAIN
+        if not (may and process is not None and isinstance(engine, Sleeper)):
             return False
-        return await sleeps(engine, process.endpoint, action.timeout_s)
+        limit_s = action.timeout_s if kind is not ProbeKind.ALIVE else min(SLOW_AFTER_S, action.timeout_s / 4)
+        return await sleeps(engine, process.endpoint, limit_s)
 
     def _delivered(self, engine: Adapter, replica: Replica, action: Probe, outcome: Outcome) -> int | None:
         """Return a counter made of what is seen from outside, for an engine that is known to show it there."""
