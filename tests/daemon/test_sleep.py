@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ import tiny_llama
 from daemon.test_gateway import Client, behind, limits
 from fake_gpus import GIB, Cards
 from hosts import QUICK, Host, alive, fake, host, settled, whys
+from modelsupd.engines.base import Request
+from modelsupd.runtime.http import fetch
 from waiting import until
 
 pytestmark = pytest.mark.real  # each starts and ends daemons
@@ -143,6 +146,18 @@ def test_a_killed_daemon_finds_a_sleeper_asleep_and_an_operator_ends_it(place: P
         assert daemon.run("stop", "a").returncode == 0
         daemon.until_phase("stopped", name="a/0")
         assert not alive(asleep["pid"])
+
+
+def test_one_that_somebody_else_had_sleep_is_found_asleep_and_woken(place: Path) -> None:
+    with serving(place, model(place, "a")) as (daemon, client):
+        client.text(model="a")
+        before = daemon.replica("a/0")
+        order = Request(method="POST", path="/sleep?level=1&mode=abort")
+        assert asyncio.run(fetch(before["endpoint"], order, 5))[0] == 200
+        until(lambda: "of which nothing was on record" in whys(daemon))
+        client.text(model="a")
+        after = daemon.replica("a/0")
+        assert (after["pid"], after["run"], after["restarts"]) == (before["pid"], 1, 0)
 
 
 def test_it_is_stopped_when_it_has_slept_for_too_long(place: Path) -> None:
