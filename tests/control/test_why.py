@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from textwrap import dedent
 
+import pytest
+
 from control_world import SPEC, Tape, wall
+from core.situations import situations
 from modelsupd.control.why import Story, explain, names_of, sentence, story
+from modelsupd.core.demand_spec import DemandSpec
 from modelsupd.core.events import (
     Demanded,
     Evicted,
@@ -21,6 +26,9 @@ from modelsupd.core.events import (
     Ticked,
     Waits,
 )
+from modelsupd.core.phases import Replica
+from modelsupd.core.record import durable
+from modelsupd.core.sleep_events import Slept
 from modelsupd.core.spec import Start
 
 
@@ -175,6 +183,42 @@ def test_one_that_starts_on_demand_says_what_it_waits_for() -> None:
     assert "gives way to b/0" in told(tape, 10)
     tape.now(Demanded("clients"), 11)
     assert "then it waits for its next turn, for it is asked for again." in told(tape, 12)
+
+
+def test_one_that_sleeps_says_what_wakes_it() -> None:
+    on_demand = replace(SPEC, start=Start.ON_DEMAND, demand=DemandSpec(sleep=1))
+    tape = Tape(spec=on_demand)
+    tape.now(Demanded("clients"), 2)
+    tape.resolved_first(3)
+    tape.now(Placed(1, None), 6)
+    process = Process(1, 100, 99, "unix:/run/m/runs/x-1/engine.sock", tape.replica.digest)
+    tape.now(Spawned(1, process), 7)
+    tape.probed(Outcome.TOKENS, "4 tokens", 8)
+    tape.now(Evicted(1, "no request for 600 s", sleep=True), 9)
+    drained = told(tape, 10, idle=True)
+    assert "next: it is told to sleep when no request is in flight any more, or in 29 s (" in drained
+    assert drained.endswith(" at the latest.")
+    tape.now(Ticked(), 39)
+    falling = told(tape, 40, idle=True)
+    assert "tiny/0 has been falling asleep since" in falling
+    assert "next: it sleeps when its engine says so; one that cannot is stopped." in falling
+    tape.now(Slept(1), 41)
+    assert "next: nothing, until a client asks for it or 'modelsupd start tiny/0'; then it wakes up." in told(
+        tape, 42, idle=True
+    )
+    tape.now(Demanded("clients"), 43)
+    assert "next: it wakes up when its turn has come and its GPUs have room for it." in told(tape, 44)
+    tape.now(Placed(1, None), 45)
+    assert "next: it proves that it generates when it is awake; one that cannot wake is started anew." in told(tape, 46)
+
+
+@pytest.mark.parametrize(("words", "found"), [pytest.param(*each, id=each[0]) for each in situations()])
+def test_whatever_a_replica_does_there_are_words_for_it(words: str, found: Replica) -> None:
+    tape = Tape()
+    state = json.loads(json.dumps(durable(found)))
+    for running in (True, False):
+        text = explain("m/0", state, story([], "m/0"), tape.timeline(1000), running=running, row={})
+        assert "it is settled what follows" not in text, words
 
 
 def test_daemon_starts_stand_in_the_story() -> None:

@@ -25,6 +25,7 @@ _COLOURS = {
     "spawning": "cyan",
     "resolving": "cyan",
     "waiting": "yellow",
+    "asleep": "dim",
     "stopped": "dim",
 }
 _GPU_COLUMNS = ("GPU", "NAME", "STATE", "MEMORY", "USED", "CLAIMED", "OTHERS", "RUNS", "WHY")

@@ -31,6 +31,11 @@ _IS = {
     "backoff": "has been waiting for its next start",
     "failed": "has been failed",
 }
+_IS_ASLEEP = {
+    "falling": "has been falling asleep",
+    "asleep": "has been asleep",
+    "waking": "has been asleep, and wakes up",
+}
 _TOLD_ELSEWHERE = frozenset({"Resolved", "Rechecked"})
 _DELIBERATE = {
     "operator": "stays stopped",
@@ -39,6 +44,7 @@ _DELIBERATE = {
     "removed": "it is forgotten, because the configuration no longer has it",
     "shutdown": "it stays as it is until the next daemon, which starts it if it is wanted",
     "evicted": "it starts again when a client asks for it",
+    "sleep": "it starts again when a client asks for it",
     "stray": "it starts as declared, if it is wanted",
 }
 
@@ -104,7 +110,8 @@ def _headline(name: str, state: Record, told: Story, timeline: Timeline) -> str:
         (r for r in told.records if (r.get("state") or {}).get("phase", {}).get("since") == phase["since"]), {}
     )
     since = parsed(entered.get("wall")) or timeline.wall(phase["since"])
-    return f"{name} {_IS[phase['name']]} since {clock(since)} ({ago(since, timeline.now)})."
+    words = _IS_ASLEEP[phase["state"]] if phase["name"] == "asleep" else _IS[phase["name"]]
+    return f"{name} {words} since {clock(since)} ({ago(since, timeline.now)})."
 
 
 def _state_lines(state: Record, reason: str | None) -> Iterator[str]:
@@ -147,7 +154,7 @@ def following(name: str, state: Record, timeline: Timeline, *, running: bool, id
     return "nothing, until 'modelsupd run': that daemon starts it."
 
 
-def _next(name: str, state: Record, timeline: Timeline, *, idle: bool) -> str:  # noqa: C901, PLR0911 - one sentence a phase
+def _next(name: str, state: Record, timeline: Timeline, *, idle: bool) -> str:  # noqa: C901, PLR0911, PLR0912 - one sentence a phase
     phase = state["phase"]
     match phase["name"]:
         case "stopped" if idle:
@@ -171,6 +178,11 @@ def _next(name: str, state: Record, timeline: Timeline, *, idle: bool) -> str:  
             )
         case "ready":
             return "nothing is due. It is probed all the time; if it hangs or dies, it is replaced."
+        case "asleep":
+            return _of_sleeper(name, phase["state"], idle=idle)
+        case "draining" if phase["cause"] == "sleep":
+            due = _due(phase["until"], timeline)
+            return f"it is told to sleep when no request is in flight any more, or {due} at the latest."
         case "backoff":
             return f"the next start is due {_due(phase['until'], timeline)}."
         case "failed":
@@ -181,6 +193,19 @@ def _next(name: str, state: Record, timeline: Timeline, *, idle: bool) -> str:  
             return f"{waits}when nothing of the run is left, {_after(state, phase['cause'])}."
         case _:
             return f"{_ending(phase, timeline)}; then {_after(state, phase['cause'])}."
+
+
+def _of_sleeper(name: str, state: str, *, idle: bool) -> str:
+    if state == "falling":
+        return "it sleeps when its engine says so; one that cannot is stopped."
+    if state == "waking":
+        return "it proves that it generates when it is awake; one that cannot wake is started anew."
+    if idle:
+        return f"nothing, until a client asks for it or 'modelsupd start {name}'; then it wakes up."
+    return (
+        "it wakes up when its turn has come and its GPUs have room for it. Models that start on demand give way in "
+        f"turn: see 'modelsupd plan --want {name}'."
+    )
 
 
 def _ending(phase: Record, timeline: Timeline) -> str:
@@ -195,7 +220,7 @@ def _ending(phase: Record, timeline: Timeline) -> str:
 def _after(state: Record, cause: Any) -> str:  # noqa: ANN401 - a reason's word or a fault, as recorded
     if state["want"] == "down":
         return "it stays stopped"
-    if cause == "evicted" and state.get("demanded_by"):
+    if cause in ("evicted", "sleep") and state.get("demanded_by"):
         return "it waits for its next turn, for it is asked for again"
     if isinstance(cause, str):
         return _DELIBERATE.get(cause, f"it is settled what follows ({cause})")
