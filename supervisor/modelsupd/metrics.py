@@ -161,7 +161,8 @@ class Metrics:
             if after.spec.weights is not None:
                 for outcome in (FETCHED, VERIFIED, MOVED_ASIDE):
                     self._files.labels(after.model, after.name, _label(outcome))
-        if before is not None and isinstance(before.phase, Starting) and isinstance(after.phase, Ready):
+        started = before is not None and isinstance(before.phase, Starting) and not before.phase.woken
+        if before is not None and started and isinstance(after.phase, Ready):
             self._starts.labels(*labels).observe(max(0.0, after.phase.since - before.phase.since))
         if before is not None and after.restarts > before.restarts:
             failure = failure_class(before, after, event)

@@ -33,6 +33,7 @@ from modelsupd.core.events import (
     Ticked,
     Vitals,
 )
+from modelsupd.core.phases import Ready, Starting
 from modelsupd.core.spec import Start
 from modelsupd.errors import ModelsupdError
 from modelsupd.metrics import Metrics, serve
@@ -125,6 +126,16 @@ def test_one_on_demand_that_nobody_asks_for_is_wanted_and_idle(place: Path) -> N
     assert scraped(metrics)("modelsupd_replica_idle") == 0
     always = Metrics(port_of(place, Tape()), Uses())
     assert scraped(always)("modelsupd_replica_idle") == 0
+
+
+def test_one_that_wakes_up_has_not_started(place: Path) -> None:
+    tape, metrics, _ = world(place)
+    tape.up(0)
+    awake = tape.replica
+    assert isinstance(awake.phase, Ready)
+    woken = replace(awake, phase=Starting(50, awake.phase.process, awake.phase.pulse, woken=True))
+    metrics.changed(woken, awake, "as it was")
+    assert scraped(metrics)("modelsupd_start_seconds_count", replica="tiny/0") == 1
 
 
 def test_starts_and_probes(place: Path) -> None:
