@@ -96,6 +96,18 @@ def test_from_level_2_the_weights_are_read_again_before_it_is_asked_for_anything
         assert daemon.replica("a/0")["run"] == 1
 
 
+def test_from_level_2_it_reads_no_weights_that_nobody_has_looked_at(place: Path) -> None:
+    with serving(place, model(place, "a", "idle_timeout_s = 0.3", level=2)) as (daemon, client):
+        client.text(model="a")
+        endpoint = daemon.until_phase("asleep", name="a/0")["endpoint"]
+        (place / "tiny" / "config.json").touch()
+        told = fake(endpoint)["orders"]
+        client.text(model="a")
+        assert told == ["/sleep?level=2&mode=abort"]
+        assert daemon.replica("a/0")["run"] == 2
+        assert "cannot wake: what it was started from has changed since" in whys(daemon)
+
+
 def test_where_there_is_no_room_for_what_it_keeps_it_is_stopped(place: Path) -> None:
     wide = model(place, "b").replace(f"vram_bytes = {USES_GIB * GIB}", f"vram_bytes = {8 * GIB}")
     with serving(place, model(place, "a"), wide) as (daemon, client):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from modelsupd.runtime.effects import less_idle
-from modelsupd.runtime.vitals import TreeVitals
+from modelsupd.runtime.vitals import TreeVitals, less_idle
 
 BEFORE = TreeVitals(cpu_s=100.0, read_bytes=5000, log_bytes=7)
 AFTER = TreeVitals(cpu_s=101.0, read_bytes=5008, log_bytes=9)

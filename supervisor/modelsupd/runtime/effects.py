@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 
 import structlog
 
@@ -44,7 +43,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.phases import Asleep, Replica, Spawning
 from modelsupd.core.placement import Size
-from modelsupd.core.sleep_events import Slept
+from modelsupd.core.sleep_events import Slept, Woke
 from modelsupd.core.spec import EngineSpec, ModelSpec, StopLimits, gpu_count
 from modelsupd.engines.base import Adapter, Files, Sleeper, adapter
 from modelsupd.runtime.deliveries import LOG_TAIL_BYTES, Deliveries, acknowledged
@@ -62,7 +61,7 @@ from modelsupd.runtime.process import (
     connections,
 )
 from modelsupd.runtime.sleep import Keeps, Sleepers, sleeps
-from modelsupd.runtime.vitals import oom_kills
+from modelsupd.runtime.vitals import less_idle, oom_kills
 from modelsupd.weights.wire import Job
 
 log = structlog.get_logger("effects")
@@ -160,6 +159,9 @@ class RuntimeEffects:
         process, phase = replica.process, replica.phase
         assert process is not None  # noqa: S101 - the core has running processes sleep and wake
         keeps = None
+        reads_again = isinstance(action, Wake) and action.level > KEEPS_WEIGHTS
+        if reads_again and (why := await self.changed(replica)):
+            return Woke(action.run, why)  # what it would read now, nobody has looked at
         if isinstance(action, Sleep) and not await self._seen(SEEN_WITHIN_S):
             # A request that comes to it in its sleep would wait there for ever; that of one that ends is begun anew.
             return Slept(action.run, "a gateway has not taken note that it gets no more requests")
@@ -378,17 +380,6 @@ class RuntimeEffects:
             acknowledged(replica.process.endpoint),
             probed=action.kind is not ProbeKind.ALIVE and outcome in (Outcome.TOKENS, Outcome.NO_TOKENS),
         )
-
-
-def less_idle(before: TreeVitals, last: TreeVitals, idle_s: float) -> TreeVitals:
-    """Return `last` without the CPU time that the engine may use while it has nothing to do.
-
-    Where that is all of it, what was read meanwhile was not read for work either: who spins reads its own wake-ups.
-    """
-    if not idle_s:
-        return last
-    cpu_s = max(before.cpu_s, last.cpu_s - idle_s)
-    return replace(last, cpu_s=cpu_s, read_bytes=last.read_bytes if cpu_s > before.cpu_s else before.read_bytes)
 
 
 def _vitals(tree: TreeVitals, delivered: int | None = None, in_flight: int | None = None) -> Vitals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelsupd.core.events import Process
@@ -40,6 +40,17 @@ def measure(shim_pid: int, log_bytes: int | None, last: TreeVitals) -> TreeVital
         log_bytes=max(last.log_bytes, log_bytes or 0),
         rss_bytes=sum(each.rss for each in below) * _PAGE_BYTES,
     )
+
+
+def less_idle(before: TreeVitals, last: TreeVitals, idle_s: float) -> TreeVitals:
+    """Return `last` without the CPU time that the engine may use while it has nothing to do.
+
+    Where that is all of it, what was read meanwhile was not read for work either: who spins reads its own wake-ups.
+    """
+    if not idle_s:
+        return last
+    cpu_s = max(before.cpu_s, last.cpu_s - idle_s)
+    return replace(last, cpu_s=cpu_s, read_bytes=last.read_bytes if cpu_s > before.cpu_s else before.read_bytes)
 
 
 def _read_bytes(pid: int) -> int:
