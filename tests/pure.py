@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,16 @@ def watched(name: str) -> Iterator[None]:
 
 
 def _look(event: str, args: tuple[object, ...]) -> None:
-    if not _watching or any(other in str(args[0]) for other in _OTHERS if args):
+    if not _watching or any(other in str(argument) for argument in args for other in _OTHERS):
         return
     writes = event == "open" and isinstance(args[0], str | bytes) and int(str(args[2])) & (os.O_WRONLY | os.O_RDWR)
-    if writes or event.startswith(_FORBIDDEN):
+    if (writes or event.startswith(_FORBIDDEN)) and not _hypothesis_tells():
         raise AssertionError(f"{_watching[-1]} is to be pure, and does this: {event} {args}")
+
+
+def _hypothesis_tells() -> bool:
+    """Tell whether this comes of Hypothesis itself, which writes down how an example that fails is kept."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename == tempfile.__file__:
+        frame = frame.f_back
+    return f"{os.sep}hypothesis{os.sep}" in frame.f_code.co_filename

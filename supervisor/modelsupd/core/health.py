@@ -103,7 +103,8 @@ def observe(pulse: Pulse, seen: Probed, limits: HealthLimits, now: float) -> Pul
         after = replace(after, moved_at=now)
     if seen.outcome is Outcome.TOKENS or delivered:
         return replace(after, alive_at=now, proven_at=now, failures=0, doubted=False, answered=True, complaint="")
-    if seen.outcome is Outcome.VOID:
+    if seen.outcome in (Outcome.VOID, Outcome.ASLEEP):
+        # An engine that sleeps is no longer judged, unless it is on its way out by then.
         return replace(after, next_at=max(now, now - seen.took_s + limits.probe_interval_s * VOID_SHARE))
     if seen.outcome is Outcome.BUSY:
         return after
