@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ FOLDERS = ("core", "sim")
 _FORBIDDEN = ("os.fork", "os.kill", "os.chmod", "os.chown", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "socket.")
 #: What others write on the way: Hypothesis its examples, Python what it compiled.
 _OTHERS = (".hypothesis", "__pycache__", "/dev/null")
+
+#: Modules by way of which others write.
+_BETWEEN = (tempfile.__file__, pathlib.__file__)
 
 _watching: list[str] = []
 _hooked: list[bool] = []
@@ -52,6 +56,6 @@ def _look(event: str, args: tuple[object, ...]) -> None:
 def _hypothesis_tells() -> bool:
     """Tell whether this comes of Hypothesis itself, which writes down how an example that fails is kept."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename == tempfile.__file__:
+    while frame.f_back is not None and frame.f_code.co_filename in _BETWEEN:
         frame = frame.f_back
     return f"{os.sep}hypothesis{os.sep}" in frame.f_code.co_filename
