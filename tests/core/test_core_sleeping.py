@@ -41,7 +41,7 @@ from modelsupd.core.phases import (
     phase_name,
 )
 from modelsupd.core.replica import step
-from modelsupd.core.sleep_events import Slept
+from modelsupd.core.sleep_events import Slept, Woke
 
 DRAINED = probed(Outcome.ANSWERED, ProbeKind.DRAIN, vitals=Vitals(in_flight=0))
 
@@ -129,3 +129,21 @@ def test_its_turn_comes_too_late_for_one_that_was_ended_in_its_sleep(ends: list[
     for event in ends:
         ended, _actions = step(ended, event, 11)
     assert step(ended, late, 12) == (ended, ())
+
+
+def test_what_it_holds_from_falling_asleep_to_being_awake() -> None:
+    before = replace(HOLD, gpus=("GPU-0", "GPU-1"), bytes=(9, 2), idle_bytes=(1, 1), exclusive=True)
+    spec = replace(SLEEPER, demand=replace(SLEEPER.demand, asleep_vram_bytes=4))
+    falling = Asleep(10, process(), 1, before, Resting.FALLING)
+    told = replace(resting(spec=spec, demanded_by="ada"), phase=falling, hold=before, reason="gives way to b/0")
+    asleep, _actions = step(told, Slept(1), 11)
+    assert asleep.hold == replace(before, bytes=(4, 2), exclusive=False)
+    assert asleep.reason == "asleep at level 1; gives way to b/0"
+    for given, holds in ((None, before), (replace(before, bytes=(8, 2)), replace(before, bytes=(8, 2)))):
+        waking, actions = step(asleep, Placed(1, given), 12)
+        assert (waking.hold, waking.reason) == (holds, "wakes up")
+        assert actions == (Wake(1, 1, 60.0),)
+        awake, _actions = step(waking, Woke(1), 13)
+        assert isinstance(awake.phase, Starting)
+        assert (awake.phase.since, awake.phase.woken, awake.hold) == (13, True, holds)
+        assert awake.reason == "is awake, and has yet to prove it"
