@@ -122,7 +122,10 @@ def _lines(total: int) -> Callable[[Verdict], None]:
     def show(verdict: Verdict) -> None:
         nonlocal done, survived, shown_at
         done += 1
-        survived += verdict.fate == "survived"
+        if verdict.fate == "survived":
+            survived += 1
+            sys.stderr.write(f"survived: {verdict.mutant}\n")
+            sys.stderr.flush()
         now = time.monotonic()
         if now - shown_at > _LINE_EVERY_S or done == total:
             shown_at = now
