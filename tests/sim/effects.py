@@ -209,7 +209,10 @@ class SimEffects:
         """See that no run is ended on purpose beside a load, but for what does not wait for that."""
         run, phase = self._find(replica.name, number), replica.phase
         hurried = replica.halt is not Halt.NO or "it still does after" in replica.reason
-        if run is None or hurried or not isinstance(phase, Stopping) or phase.cause in (Reason.STRAY, Reason.SHUTDOWN):
+        # Of one that died while no record was taken, nobody knows that there is nothing left to end.
+        if run is None or not run.alive or hurried:
+            return
+        if not isinstance(phase, Stopping) or phase.cause in (Reason.STRAY, Reason.SHUTDOWN):
             return
         loading = self._cards.ends_beside_a_load(run)
         if loading and self._world.now >= run.loads_until and not run.asked_to_end:
