@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,29 @@ def test_one_that_somebody_else_had_sleep_is_found_asleep_and_woken(place: Path)
         assert (after["pid"], after["run"], after["restarts"]) == (before["pid"], 1, 0)
 
 
+def test_a_daemon_killed_while_one_falls_asleep_and_while_it_wakes_up_leaves_that_to_the_next(place: Path) -> None:
+    patient = model(place, "a", "idle_timeout_s = 0.3").replace("sleep_timeout_s = 2", "sleep_timeout_s = 20")
+    with serving(place, patient) as (daemon, client):
+        client.text(model="a")
+        before = daemon.replica("a/0")
+        for order, phase in (("/sleep?level=1&mode=abort", "asleep"), ("/wake_up", "ready")):
+            fake(before["endpoint"], sleep_s=0.7)
+            waiting = threading.Thread(target=lambda: client.text(model="a"))
+            if phase == "ready":
+                waiting.start()
+            until(lambda order=order: order in fake(before["endpoint"])["orders"])  # type: ignore[misc]  # a default is how a loop's own value is kept
+            assert daemon.stop(signal.SIGKILL) != 0
+            fake(before["endpoint"], sleep_s=0.0)
+            daemon.start()
+            if phase == "ready":
+                waiting.join(20)
+                assert "is awake, and has yet to prove it" in whys(daemon)
+            else:
+                until(lambda: "asleep at level 1" in whys(daemon))
+            after = daemon.replica("a/0")
+            assert (after["pid"], after["run"], after["restarts"]) == (before["pid"], 1, 0)
+
+
 def test_it_is_stopped_when_it_has_slept_for_too_long(place: Path) -> None:
     with serving(place, model(place, "a", "idle_timeout_s = 0.2\nasleep_timeout_s = 0.3")) as (daemon, client):
         client.text(model="a")
@@ -193,6 +217,7 @@ def test_clients_do_not_reach_its_paths_for_developers(place: Path) -> None:
 
 def test_a_gateway_that_lags_sends_nothing_to_one_that_falls_asleep(place: Path) -> None:
     patient = model(place, "a", "idle_timeout_s = 0.5").replace("probe_timeout_s = 1", "probe_timeout_s = 4")
+    patient = patient.replace("sleep_timeout_s = 2", "sleep_timeout_s = 20")
     with serving(place, patient) as (daemon, client):
         connection = client.connect()
         connection.request("GET", "/v1/models")
