@@ -131,10 +131,11 @@ def load(engine: Engine) -> None:
     """Take the time that loading takes, and log it."""
     engine.log("Starting to load model tiny..." if engine.vllm else "load_model: loading model")
     begun = time.monotonic()
-    while (done := time.monotonic() - begun) < engine.faults.load_s:
-        time.sleep(min(0.1, engine.faults.load_s - done))
-        if not engine.faults.load_silent:
-            percent = f"{100 * min(1, (time.monotonic() - begun) / engine.faults.load_s):.0f}"
+    while (left_s := begun + engine.faults.load_s - time.monotonic()) > 0:
+        time.sleep(min(0.1, left_s))
+        # It may be told meanwhile to be done at once.
+        if not engine.faults.load_silent and (whole_s := engine.faults.load_s) > 0:
+            percent = f"{100 * min(1, (time.monotonic() - begun) / whole_s):.0f}"
             shards = f"Loading safetensors checkpoint shards: {percent}% Completed"
             engine.log(shards if engine.vllm else f"load_tensors: {percent} %")
 

@@ -123,10 +123,13 @@ def test_it_streams_and_does_not_stream(place: Path) -> None:
 
 
 def test_a_client_that_waits_for_a_load_is_kept_warm_as_declared(place: Path) -> None:
-    slow = fake_model("m", "--load-s", "1.5") + limits()
-    with gateway(place, slow, more="warm_after_s = 0.2\n") as (_, client):
-        said = client.text(stream=True, tokens=2)
-        assert said.startswith(": loading")
+    slow = fake_model("m", "--load-s", "60") + limits(start_wait_s=30)
+    with gateway(place, slow, more="warm_after_s = 0.2\n") as (daemon, client):
+        answer = client.ask(stream=True, tokens=2)
+        assert answer.read(9) == b": loading"
+        fake(daemon.replica()["endpoint"], load_s=0)
+        said = answer.read().decode()
+        assert "error" not in said
         assert events_of(said)[-1] == "[DONE]"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hosts import Host, fake_model, host
+from waiting import until
 
 pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
 
@@ -78,6 +79,7 @@ def test_nothing_is_reached_but_the_list_of_processes(place: Path) -> None:
     with host(place, fake_model()) as daemon:
         daemon.config.chmod(0o600)
         ready = daemon.until_phase("ready")
+        until(lambda: list(daemon.state.rglob("log")), what="the shim has read what the engine said")
         tried = doors(daemon, ready["pid"], ready["endpoint"])
         assert {"log", "exit.json.tmp", "spec.json", "control.sock", "engine.sock", "00000001.seg"} <= {
             name.rpartition("/")[2] for name in tried
