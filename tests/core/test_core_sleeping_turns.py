@@ -58,3 +58,14 @@ def test_nor_for_what_one_keeps_that_is_told_to_sleep_now_for_lack_of_requests()
     idle = ready("a/0", 0, 0, size=4, priority=1, idle_timeout_s=50, sleep=1, asleep_vram_bytes=2 * GIB)
     answer = decide(idle, ready("v/0", 0, 0, size=2), waits("w/0", 0, 8, 1), on=(8,))
     assert answer.evicted == {"a/0": Evicted(1, "no request for 50 s", sleep=True)}
+
+
+def test_one_that_cannot_wake_lies_where_it_is_and_nobody_takes_that_from_it() -> None:
+    stays = ready("v/0", 0, 0, size=5, start=Start.ALWAYS)
+    sleeper = asleep("a/0", size=6, keeps=1, by="ada", priority=1)
+    fits, does_not = (decide(sleeper, stays, waits("w/0", 60, size, 1), on=(8,)) for size in (2, 3))
+    assert fits.beside.keys() == {"a/0", "v/0"}, "they are told of w, and then it loads"
+    assert "w/0" not in fits.waiting
+    assert does_not.beside == {}
+    assert does_not.waiting["w/0"].endswith("; a/0 has a higher priority")
+    assert "a/0" in fits.waiting.keys() & does_not.waiting.keys()

@@ -22,6 +22,7 @@ from modelsupd.core.phases import (
 )
 from modelsupd.core.placement import Hold
 from modelsupd.core.spec import Start
+from modelsupd.core.turns import Turns
 
 GROUP: dict[str, Any] = {"group": "g", "excludes": ("g",)}
 GPU_0 = Hold(gpus=("GPU-0",), bytes=(2 << 30,), idle_bytes=(1,))
@@ -250,3 +251,10 @@ def test_nobody_gives_way_to_one_that_has_been_told_that_nobody_waits_for_it() -
     assert set(told_to_go.evicted) == {"b/0"}
     until_it_has = allot(replicas, {}, cards(8), told(), 100, ["b/0"])
     assert (until_it_has.evicted, until_it_has.placed, until_it_has.waiting) == ({}, {}, {})
+
+
+def test_it_is_looked_at_again_at_the_earliest_of_all_instants() -> None:
+    turns = Turns()
+    for at, earliest in ((None, None), (9.0, 9.0), (5.0, 5.0), (None, 5.0), (7.0, 5.0)):
+        turns.look_again(at)
+        assert turns.again_at == earliest

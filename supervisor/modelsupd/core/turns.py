@@ -91,10 +91,9 @@ class TurnTaking:
         """Give a replica its turn, or make room for it; return why it waits, "" where it does not."""
         own = self._own_seats(replica.name)
         why = self._decide_on(replica, claim, since)
-        if replica.name not in self._taken and own:
-            # It goes on sleeping where it lies.
-            for floor, seat in own:
-                floor.take(seat)
+        # Whoever does not go lies there still; for whoever does, its place is kept by now, and this adds nothing.
+        for floor, seat in own:
+            floor.take(seat)
         return why
 
     def _own_seats(self, name: str) -> list[tuple[Floor, Held]]:
