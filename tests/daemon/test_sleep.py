@@ -216,7 +216,7 @@ def test_clients_do_not_reach_its_paths_for_developers(place: Path) -> None:
 
 
 def test_a_gateway_that_lags_sends_nothing_to_one_that_falls_asleep(place: Path) -> None:
-    patient = model(place, "a", "idle_timeout_s = 0.5").replace("probe_timeout_s = 1", "probe_timeout_s = 4")
+    patient = model(place, "a", "idle_timeout_s = 600").replace("probe_timeout_s = 1", "probe_timeout_s = 4")
     patient = patient.replace("sleep_timeout_s = 2", "sleep_timeout_s = 20")
     with serving(place, patient) as (daemon, client):
         connection = client.connect()
@@ -229,6 +229,9 @@ def test_a_gateway_that_lags_sends_nothing_to_one_that_falls_asleep(place: Path)
         try:
             asked = {"model": "a", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
             connection.request("POST", "/v1/chat/completions", json.dumps(asked), {"Content-Type": "application/json"})
+            # By what is declared now it has been idle for too long.
+            daemon.config.write_text(daemon.config.read_text().replace("idle_timeout_s = 600", "idle_timeout_s = 0.1"))
+            assert daemon.run("reload").returncode == 0
             until(lambda: daemon.replica("a/0")["phase"] != "ready")
         finally:
             os.kill(gateway["pid"], signal.SIGCONT)
