@@ -41,6 +41,9 @@ kill_timeout_s = 5
 backoff_initial_s = 0.05
 """
 
+#: The same for an engine that takes both cores of a machine that others use too, and is not to be judged hung for that.
+STEADY = QUICK.replace("hang_after_s = 2\n", "hang_after_s = 30\n")
+
 
 def fake_model(name: str = "m", *flags: str, extra: str = "", limits: str = QUICK) -> str:
     """Return the declaration of a model that the fake engine serves."""
@@ -90,7 +93,7 @@ class Watched(ABC):
         return {"phase": "unknown", "reason": "", "run": 0, "pid": None}
 
     def until_phase(
-        self, *phases: str, name: str = "m/0", run: int | None = None, timeout_s: float = 15
+        self, *phases: str, name: str = "m/0", run: int | None = None, timeout_s: float = 60
     ) -> dict[str, Any]:
         """Wait until the replica is in one of these phases (and in that run, or a later one)."""
         seen: dict[str, Any] = {}
@@ -134,7 +137,7 @@ class Host(Watched):
             self.daemon = subprocess.Popen(
                 [*wrapped, *self.command("run")], stdout=log, stderr=log, env={**os.environ, **(env or {})}
             )
-        until(lambda: self.ended() or self.answers(), what=self.where, timeout_s=20)
+        until(lambda: self.ended() or self.answers(), what=self.where, timeout_s=60)
         assert not self.ended(), self.said()
 
     def where(self) -> str:
@@ -153,7 +156,7 @@ class Host(Watched):
         assert self.daemon is not None
         self.daemon.send_signal(number)
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 30) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 60) -> int:
         """Signal the daemon and return its exit status."""
         self.send(number)
         assert self.daemon is not None
@@ -186,7 +189,7 @@ def host(place: Path, models: str, *, start: bool = True, **how: Any) -> Iterato
             under_test.send(signal.SIGCONT)
             under_test.send(signal.SIGTERM)
             try:
-                under_test.daemon.wait(20)  # type: ignore[union-attr] # it has not ended, so it is there
+                under_test.daemon.wait(60)  # type: ignore[union-attr] # it has not ended, so it is there
             except subprocess.TimeoutExpired:
                 under_test.daemon.kill()  # type: ignore[union-attr] # the same
                 under_test.daemon.wait()  # type: ignore[union-attr] # the same

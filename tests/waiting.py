@@ -6,8 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
+#: How long a condition is given that a test sets no bound of its own to, in seconds: what is right comes at once, but
+#: on a machine that has other things to do.
+PATIENCE_S = 45.0
 
-def until(condition: Callable[[], object], timeout_s: float = 10.0, what: str | Callable[[], str] = "") -> None:
+
+def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, what: str | Callable[[], str] = "") -> None:
     """Return as soon as `condition()` is true; fail when it is not within `timeout_s`."""
     give_up_at = time.monotonic() + timeout_s
     while not condition():
@@ -16,7 +20,9 @@ def until(condition: Callable[[], object], timeout_s: float = 10.0, what: str | 
         time.sleep(0.005)
 
 
-async def auntil(condition: Callable[[], object], timeout_s: float = 10.0, what: str | Callable[[], str] = "") -> None:
+async def auntil(
+    condition: Callable[[], object], timeout_s: float = PATIENCE_S, what: str | Callable[[], str] = ""
+) -> None:
     """Do the same without holding up the event loop."""
     give_up_at = time.monotonic() + timeout_s
     while not condition():

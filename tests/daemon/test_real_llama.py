@@ -15,7 +15,7 @@ import pytest
 
 import llama_server
 import tiny_gguf
-from hosts import QUICK, alive, host, settled, streaming, whys
+from hosts import QUICK, STEADY, alive, host, settled, streaming, whys
 from waiting import until
 
 pytestmark = pytest.mark.real
@@ -37,7 +37,7 @@ def binary() -> str:
     return str(found)
 
 
-def model(binary: str, weights: Path, *, ctx_size: int = 512, limits: str = QUICK, extra: str = "") -> str:
+def model(binary: str, weights: Path, *, ctx_size: int = 512, limits: str = STEADY, extra: str = "") -> str:
     return (
         f"[models.m]\nengine = 'llama.cpp'\nbinary = '{binary}'\nweights = '{weights}'\n{extra}\n"
         f"[models.m.args]\nctx_size = {ctx_size}\n{limits.format(name='m')}"
@@ -66,7 +66,7 @@ def test_killed_it_serves_again(place: Path, binary: str, weights: Path) -> None
 
 
 def test_stopped_it_is_judged_hung_in_time_and_replaced(place: Path, binary: str, weights: Path) -> None:
-    with host(place, model(binary, weights)) as daemon:
+    with host(place, model(binary, weights, limits=QUICK)) as daemon:
         first = daemon.until_phase("ready")
         stopped_at = time.monotonic()
         os.kill(first["pid"], signal.SIGSTOP)
@@ -79,7 +79,7 @@ def test_stopped_it_is_judged_hung_in_time_and_replaced(place: Path, binary: str
 
 def test_truncated_weights_never_reach_the_engine(place: Path, binary: str, weights: Path) -> None:
     cut = settled(place / "cut.gguf", weights.read_bytes()[: weights.stat().st_size // 2])
-    with host(place, model(binary, cut, limits=QUICK + "recheck_s = 0.2\n")) as daemon:
+    with host(place, model(binary, cut, limits=STEADY + "recheck_s = 0.2\n")) as daemon:
         failed = daemon.until_phase("failed")
         assert failed["reason"].startswith("bad-weights: ")
         assert str(cut) in failed["reason"]
@@ -116,7 +116,7 @@ def test_a_context_too_large_for_memory_is_classified(place: Path, binary: str, 
 
 
 def test_a_stream_in_flight_is_finished(place: Path, binary: str, weights: Path) -> None:
-    patient = QUICK.replace("drain_timeout_s = 2", "drain_timeout_s = 30")
+    patient = STEADY.replace("drain_timeout_s = 2", "drain_timeout_s = 30")
     with host(place, model(binary, weights, limits=patient)) as daemon:
         ready = daemon.until_phase("ready")
         stream = streaming(ready["endpoint"], tokens=300)
@@ -142,7 +142,7 @@ def test_a_stream_that_does_not_end_is_cut(place: Path, binary: str, weights: Pa
 
 def test_a_killed_daemon_leaves_it_generating_and_the_next_adopts_it(place: Path, binary: str, weights: Path) -> None:
     # Nobody reads the stream until the next daemon is there: where three tests share two cores, that is a hang of 2 s.
-    patient = model(binary, weights, ctx_size=8192).replace("hang_after_s = 2\n", "hang_after_s = 30\n")
+    patient = model(binary, weights, ctx_size=8192)
     with host(place, patient) as daemon:
         first = daemon.until_phase("ready")
         stream = streaming(first["endpoint"], tokens=2000)

@@ -15,7 +15,7 @@ import pytest
 
 import llama_cpp_python
 import tiny_gguf
-from hosts import QUICK, Host, alive, host, whys
+from hosts import QUICK, STEADY, Host, alive, host, whys
 from waiting import until
 
 pytestmark = pytest.mark.real
@@ -42,7 +42,7 @@ def python() -> str:
     return str(found)
 
 
-def model(python: str, weights: Path, *, n_ctx: int = 512, limits: str = QUICK, extra: str = "") -> str:
+def model(python: str, weights: Path, *, n_ctx: int = 512, limits: str = STEADY, extra: str = "") -> str:
     return (
         f"[engines.llama-cpp-python]\npython = '{python}'\n"
         f"[models.m]\nengine = 'llama-cpp-python'\nweights = '{weights}'\n{extra}\n"
@@ -124,7 +124,7 @@ def test_killed_it_serves_again(place: Path, python: str, weights: Path) -> None
 
 
 def test_stopped_it_is_judged_hung_in_time_and_replaced(place: Path, python: str, weights: Path) -> None:
-    with host(place, model(python, weights)) as daemon:
+    with host(place, model(python, weights, limits=QUICK)) as daemon:
         first = daemon.until_phase("ready")
         stopped_at = time.monotonic()
         os.kill(first["pid"], signal.SIGSTOP)
@@ -154,7 +154,7 @@ def test_truncated_weights_never_reach_the_engine(place: Path, python: str, weig
         assert str(cut) in failed["reason"]
         assert (failed["run"], failed["restarts"]) == (1, 0)
         # Whole weights in the same place are noticed without anyone asking.
-        daemon.declare(model(python, cut, limits=QUICK + "recheck_s = 0.2\n"))
+        daemon.declare(model(python, cut, limits=STEADY + "recheck_s = 0.2\n"))
         assert daemon.run("reload").returncode == 0
         cut.write_bytes(weights.read_bytes())
         daemon.until_phase("ready")
@@ -199,7 +199,7 @@ def test_a_queue_longer_than_a_probe_waits_is_no_hang(place: Path, python: str, 
 
 
 def test_a_stream_in_flight_is_finished(place: Path, python: str, weights: Path) -> None:
-    patient = QUICK.replace("drain_timeout_s = 2", "drain_timeout_s = 30")
+    patient = STEADY.replace("drain_timeout_s = 2", "drain_timeout_s = 30")
     with host(place, model(python, weights, n_ctx=2048, limits=patient)) as daemon:
         stream = Stream(daemon.until_phase("ready")["endpoint"], tokens=1000)
         daemon.send(signal.SIGTERM)
@@ -233,7 +233,7 @@ def test_a_killed_daemon_leaves_it_streaming_and_the_next_adopts_it(place: Path,
 
 
 def test_an_interpreter_without_it_is_told_and_noticed_when_it_has_it(place: Path, python: str, weights: Path) -> None:
-    limits = QUICK + "recheck_s = 0.2\n"
+    limits = STEADY + "recheck_s = 0.2\n"
     extra = f"env.PYTHONPATH = '{place}/site'"
     with host(place, model("python3", weights, limits=limits, extra=extra)) as daemon:
         failed = daemon.until_phase("failed")

@@ -9,7 +9,7 @@ import pytest
 
 import llama_server
 import tiny_gguf
-from hosts import QUICK, host, settled, streaming, whys
+from hosts import STEADY, host, settled, streaming, whys
 from mock_hub import MockHub
 from modelsupd.weights.cache import Repo as Cached
 
@@ -32,7 +32,7 @@ def declared(place: Path, hub: MockHub) -> str:
     return (
         f"[weights]\nendpoint = '{hub.url}'\ncache_dir = '{place / 'hub'}'\nattempts = 2\nstall_timeout_s = 1\n"
         f"backoff_initial_s = 0.05\n[models.m]\nengine = 'llama.cpp'\nbinary = '{binary}'\n"
-        f"weights = 'hf:org/tiny/{FILE}'\n[models.m.args]\nctx_size = 512\n{QUICK.format(name='m')}"
+        f"weights = 'hf:org/tiny/{FILE}'\n[models.m.args]\nctx_size = 512\n{STEADY.format(name='m')}"
     )
 
 
