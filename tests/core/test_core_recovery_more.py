@@ -31,6 +31,7 @@ from modelsupd.core.phases import (
     Stopping,
     Waiting,
     Want,
+    phase_name,
 )
 from modelsupd.core.placement import Hold, Size
 from modelsupd.core.recovery import Boot, Recovered, recover
@@ -211,3 +212,30 @@ def test_a_record_brings_back_the_gpus_of_a_process_and_how_long_a_server_asked_
     after = read_back(on_gpus(Backoff(1500, 3, failure, NOW + 7)), {})
     assert isinstance(after.phase, Backoff)
     assert after.phase.failure == failure
+
+
+ON_DEMAND_NOW = {"m": Declared(replace(SPEC, start=Start.ON_DEMAND), DIGEST)}
+
+
+@pytest.mark.parametrize("phase", [Starting(1500, process(3), PULSE), Ready(1500, process(3), PULSE)], ids=phase_name)
+def test_one_that_runs_and_starts_on_demand_since_goes_on_until_it_is_idle(phase: Phase) -> None:
+    before = replica(phase, last_run=3)
+    after, _actions, _strays = resume(before, (process(3),), declared=ON_DEMAND_NOW)
+    assert (phase_name(after.phase), after.process, after.demanded_by) == (
+        phase_name(phase),
+        process(3),
+        "the configuration",
+    )
+    asked_for, _actions, _strays = resume(replace(before, demanded_by="ada"), (process(3),), declared=ON_DEMAND_NOW)
+    assert asked_for.demanded_by == "ada"
+    always, _actions, _strays = resume(before, (process(3),))
+    assert always.demanded_by == ""
+
+
+@pytest.mark.parametrize("phase", [Backoff(1500, 3, CRASH, 2500), Failed(1500, 3, CRASH, 2500)], ids=phase_name)
+def test_one_that_failed_and_starts_on_demand_since_is_not_tried_again_before_anybody_asks(phase: Phase) -> None:
+    before = replica(phase, last_run=3)
+    after, actions, _strays = resume(before, declared=ON_DEMAND_NOW)
+    assert (after.phase, after.demanded_by, actions) == (Stopped(NOW), "", ())
+    kept, actions, _strays = resume(replace(before, demanded_by="clients"), declared=ON_DEMAND_NOW)
+    assert (phase_name(kept.phase), kept.phase.since, actions) == (phase_name(phase), 1500, ())

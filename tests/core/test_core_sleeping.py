@@ -139,6 +139,8 @@ def test_what_it_holds_from_falling_asleep_to_being_awake() -> None:
     asleep, _actions = step(told, Slept(1), 11)
     assert asleep.hold == replace(before, bytes=(4, 2), exclusive=False)
     assert asleep.reason == "asleep at level 1; gives way to b/0"
+    found, _actions = step(replace(told, phase=Ready(5, process(), begin(5))), probed(Outcome.ASLEEP), 11)
+    assert found.hold == asleep.hold
     for given, holds in ((None, before), (replace(before, bytes=(8, 2)), replace(before, bytes=(8, 2)))):
         waking, actions = step(asleep, Placed(1, given), 12)
         assert (waking.hold, waking.reason) == (holds, "wakes up")

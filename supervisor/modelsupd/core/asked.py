@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from modelsupd.core.actions import Abandon
+from modelsupd.core.demand import CONFIGURATION
 from modelsupd.core.events import (
     Demanded,
     Evicted,
@@ -80,7 +81,7 @@ def respecified(replica: Replica, event: Respecified, now: float) -> Step:
     claims = event.spec.placement != replica.spec.placement
     replica = replace(replica, spec=event.spec, digest=event.digest, removed=False)
     # What ran without being asked for, and now starts on demand, goes on until that is seen to be too long.
-    by = replica.demanded_by or ("the configuration" if ran else "")
+    by = replica.demanded_by or (CONFIGURATION if ran else "")
     replica = replace(replica, demanded_by=by if event.spec.start is Start.ON_DEMAND else "")
     words = "the configuration changed"
     if not changed:

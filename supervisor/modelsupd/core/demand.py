@@ -22,6 +22,9 @@ from modelsupd.core.spec import ModelSpec, Start
 #: By whom a model is demanded that requests wait for.
 CLIENTS = "clients"
 
+#: By whom one is that ran already when it came to start on demand.
+CONFIGURATION = "the configuration"
+
 #: What a start is reckoned to take that was never seen, in seconds.
 UNKNOWN_START_S = 60.0
 

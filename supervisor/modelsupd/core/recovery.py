@@ -16,14 +16,17 @@ from typing import Any
 
 from modelsupd.core import health, restart
 from modelsupd.core.actions import Action, Kill, Resolve, Sleep, Terminate, Wake, Watch
+from modelsupd.core.demand import CONFIGURATION
 from modelsupd.core.events import Process
 from modelsupd.core.fleet import Declared, replica_names
 from modelsupd.core.moves import NOTHING, Step, begin, clear, terminate
 from modelsupd.core.on_gpus import let_go
 from modelsupd.core.phases import (
     Asleep,
+    Backoff,
     Clearing,
     Draining,
+    Failed,
     Killing,
     Live,
     Ready,
@@ -103,8 +106,14 @@ def recover(
             resumed, actions[name] = _clear_first(replica, leftovers[name, last_run], boot.now)
         else:
             resumed, actions[name] = _resume(replica, process, boot.now)
-        replicas[name] = let_go(resumed)
+        replicas[name] = let_go(_goes_on(resumed))
     return Recovered(replicas, actions, tuple(strays))
+
+
+def _goes_on(replica: Replica) -> Replica:
+    """Return the replica as one that is asked for if it runs and starts on demand only since: it goes on until idle."""
+    ran = isinstance(replica.phase, Starting | Ready) and replica.idle
+    return replace(replica, demanded_by=CONFIGURATION) if ran else replica
 
 
 def _caught_up(replica: Replica, last_run: int, spawned: int, now: float) -> Replica:
@@ -189,7 +198,8 @@ def _resume(replica: Replica, process: Process | None, now: float) -> Step:  # n
             return replace(replica, phase=Resolving(now, run)), (Resolve(run),)
         case Spawning() | Stopped() if replica.runs_wanted:
             return begin(replica, f"{replica.reason}; taken up again" if replica.reason else "taken up again", now)
-        case Resolving() | Waiting() | Spawning():
+        case Resolving() | Waiting() | Spawning() | Backoff() | Failed() if not replica.runs_wanted:
+            # It may start on demand since, or what was wanted of it last was lost to a full disk: there is no next try.
             return replace(replica, phase=Stopped(now)), NOTHING
         case _:
             return replica, NOTHING
