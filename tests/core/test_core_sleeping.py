@@ -140,7 +140,7 @@ def test_what_it_holds_from_falling_asleep_to_being_awake() -> None:
     assert asleep.hold == replace(before, bytes=(4, 2), exclusive=False)
     assert asleep.reason == "asleep at level 1; gives way to b/0"
     found, _actions = step(replace(told, phase=Ready(5, process(), begin(5))), probed(Outcome.ASLEEP), 11)
-    assert found.hold == asleep.hold
+    assert (found.hold, found.reason) == (asleep.hold, "asleep, of which nothing was on record")
     for given, holds in ((None, before), (replace(before, bytes=(8, 2)), replace(before, bytes=(8, 2)))):
         waking, actions = step(asleep, Placed(1, given), 12)
         assert (waking.hold, waking.reason) == (holds, "wakes up")
