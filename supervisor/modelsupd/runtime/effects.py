@@ -61,7 +61,7 @@ from modelsupd.runtime.process import (
     connections,
 )
 from modelsupd.runtime.sleep import Keeps, Sleepers, sleeps
-from modelsupd.runtime.vitals import less_idle, oom_kills
+from modelsupd.runtime.vitals import flushed, less_idle, oom_kills
 from modelsupd.weights.wire import Job
 
 log = structlog.get_logger("effects")
@@ -346,6 +346,8 @@ class RuntimeEffects:
             )
         finally:
             sampler.cancel()
+        if kind is ProbeKind.DRAIN and in_flight == 0:
+            await flushed(process.endpoint)
         if kind is ProbeKind.START and outcome is Outcome.TOKENS and not self._processes.listener_is_ours(process):
             outcome, evidence = Outcome.FAILED, f"{process.endpoint} is answered by a process that is not ours"
         if kind is ProbeKind.START and outcome in (Outcome.REFUSED, Outcome.LOADING):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from dataclasses import dataclass, replace
@@ -68,6 +69,18 @@ def connections(endpoint: str) -> int:
     if endpoint.startswith("unix:"):
         return sum(1 for flags, state, _ in _unix_rows(endpoint) if state == _UNIX_CONNECTED and not flags)
     return sum(1 for state, _ in _tcp_rows(_port(endpoint)) if state == _TCP_ESTABLISHED)
+
+
+async def flushed(endpoint: str) -> None:
+    """Give what an engine has generated a quarter of a second to reach whoever waits for it.
+
+    An engine counts a request as done once it is computed; its last words may still be on their way out, and would be
+    lost with it. Who keeps a connection open for the next request holds nothing up for longer.
+    """
+    for _ in range(25):
+        if not connections(endpoint):
+            return
+        await asyncio.sleep(0.01)
 
 
 def listener_is_ours(process: Process) -> bool:
