@@ -19,6 +19,11 @@ _UNIX_CONNECTED = "03"  # SS_CONNECTED
 _UNIX_LISTENS = 0x10000  # __SO_ACCEPTCON
 
 
+#: How long what an engine has computed may take to leave it, in seconds, before it is ended; and between two looks.
+FLUSHED_WITHIN_S = 0.25
+_LOOK_AGAIN_S = 0.01
+
+
 @dataclass(frozen=True, slots=True)
 class TreeVitals:
     """What the processes of a run have used. All but `rss_bytes` only grow."""
@@ -72,15 +77,14 @@ def connections(endpoint: str) -> int:
 
 
 async def flushed(endpoint: str) -> None:
-    """Give what an engine has generated a quarter of a second to reach whoever waits for it.
+    """Give what an engine has generated `FLUSHED_WITHIN_S` to reach whoever waits for it.
 
     An engine counts a request as done once it is computed; its last words may still be on their way out, and would be
     lost with it. Who keeps a connection open for the next request holds nothing up for longer.
     """
-    for _ in range(25):
-        if not connections(endpoint):
-            return
-        await asyncio.sleep(0.01)
+    give_up_at = asyncio.get_running_loop().time() + FLUSHED_WITHIN_S
+    while connections(endpoint) and asyncio.get_running_loop().time() < give_up_at:  # noqa: ASYNC110 - the end of another process's connection sets no event
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 def listener_is_ours(process: Process) -> bool:
