@@ -144,27 +144,39 @@ def test_sigterm_when_idle_ends_it_and_leaves_the_socket_file(engine: Running) -
     assert engine.probe(ProbeKind.ALIVE)[0] is Outcome.REFUSED
 
 
+def stays(engine: Running, kind: Kind, for_s: float) -> bool:
+    """Tell whether the engine outlives a SIGTERM that came while a stream was in flight.
+
+    llama-server nearly always does, until its client goes. On a busy machine it was seen to end at once, three times of
+    a hundred: that is why a drain comes before the SIGTERM, and is not left to the engine.
+    """
+    try:
+        engine.process.wait(for_s)
+    except subprocess.TimeoutExpired:
+        return True
+    assert kind.real
+    return False
+
+
 def test_sigterm_with_a_stream_waits_for_the_client_to_go(engine: Running, kind: Kind) -> None:
     events = stream(engine)
     next(events)
     engine.process.terminate()
-    with pytest.raises(subprocess.TimeoutExpired):
-        engine.process.wait(0.5)
+    stays(engine, kind, 0.5)
     events.close()  # type: ignore[attr-defined]  # it is a generator
     # llama-server nearly always goes now as well. It was seen to stay for ten seconds, which is why SIGKILL comes last.
     if not kind.real:
         assert engine.process.wait(10) == 0
 
 
-def test_a_second_sigterm_ends_it_at_once(engine: Running) -> None:
+def test_a_second_sigterm_ends_it_at_once(engine: Running, kind: Kind) -> None:
     events = stream(engine)
     next(events)
     engine.process.terminate()
-    with pytest.raises(subprocess.TimeoutExpired):
-        engine.process.wait(0.3)
-    engine.process.terminate()
-    # llama-server calls exit(1) with its threads running, which now and then ends in one signal or another.
-    assert engine.process.wait(5) != 0
+    if stays(engine, kind, 0.3):
+        engine.process.terminate()
+        # llama-server calls exit(1) with its threads running, which now and then ends in one signal or another.
+        assert engine.process.wait(5) != 0
     events.close()  # type: ignore[attr-defined]  # it is a generator
 
 
