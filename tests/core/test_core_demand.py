@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from core.demanding import fleet, on_demand, ready, starting, told, waits
 from core.samples import CRASH, DIGEST, process
 from modelsupd.core.demand import (
+    CLIENTS,
     REACHED_WITHIN_S,
     UNKNOWN_START_S,
     Usage,
@@ -24,6 +26,7 @@ from modelsupd.core.demand import (
 )
 from modelsupd.core.demand_spec import DemandSpec
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Draining,
     Failed,
@@ -32,6 +35,7 @@ from modelsupd.core.phases import (
     Reason,
     Replica,
     Resolving,
+    Resting,
     Spawning,
     Stopped,
     Want,
@@ -207,6 +211,51 @@ def test_one_that_is_not_ready_gives_way_to_nobody_yet(phase: Phase) -> None:
     assert early == Yielding(cost=30.0, why="a/0 is not ready yet")
     assert asks(other, told(), 30) == replace(early, soon=True)
     assert asks(other, told(), 0, priority=1) == replace(early, soon=True)
+
+
+# Sleepers
+
+
+def asleep(state: Resting = Resting.ASLEEP, by: str = "", **demand: Any) -> Replica:  # noqa: ANN401 - settings of any type
+    """Return one that has slept since 50."""
+    return replace(on_demand("a/0", Asleep(50.0, process(1), 1, None, state), **demand), demanded_by=by)
+
+
+def test_one_that_nobody_asks_for_sleeps_for_so_long_and_no_longer() -> None:
+    sleeper = asleep(asleep_timeout_s=10)
+    assert needless(sleeper, told(), 59.9) == ("", 60)
+    assert needless(sleeper, told(), 60) == ("slept for 10 s", None)
+    assert needless(sleeper, Usage(), 60) == ("slept for 10 s", None), "what a gateway might tell changes nothing"
+    assert needless(asleep(asleep_timeout_s=1), told(), 51) == ("slept for 1 s", None)
+    assert needless(asleep(asleep_timeout_s=0), told(), 1e6) == ("", None)
+    assert needless(asleep(asleep_timeout_s=0.5), told(), 51) == ("slept for 0.5 s", None)
+    assert needless(sleeper, told(wanted={"a": 55.0}), 1e6) == ("", None)
+
+
+def test_one_that_was_asked_for_and_sleeps_is_needed_until_nobody_waits_for_it() -> None:
+    assert needless(asleep(by=CLIENTS, asleep_timeout_s=10), told(), 60) == ("nobody waits for it any more", None)
+    assert needless(asleep(by="ada", asleep_timeout_s=10), told(), 60) == ("", None)
+    assert needless(asleep(by=CLIENTS), told(wanted={"a": 55.0}), 60) == ("", None)
+    assert needless(asleep(by=CLIENTS), Usage(), 60) == ("", None)
+
+
+@pytest.mark.parametrize("state", [Resting.FALLING, Resting.WAKING])
+def test_one_that_falls_asleep_or_wakes_is_left_alone(state: Resting) -> None:
+    assert needless(asleep(state, asleep_timeout_s=10), told(), 1e6) == ("", None)
+    assert asks(asleep(state), told(), 60) == Yielding(soon=True, cost=30.0, why="a/0 is not ready yet")
+
+
+def test_a_sleeper_gives_way_at_once_and_costs_less_the_longer_it_sleeps() -> None:
+    assert asks(asleep(), told(), 60) == Yielding(now=True, cost=3.0)
+    assert asks(asleep(), told(), 50.5) == Yielding(now=True, cost=30.0)
+    assert asks(asleep(by="ada"), told(), 60) == Yielding(now=True, cost=30.0)
+    assert asks(asleep(priority=1), told(), 60) == Yielding(why="a/0 has a higher priority")
+
+
+def test_a_sleeper_waits_since_it_was_asked_for() -> None:
+    assert waits_since(asleep(), told()) == 50
+    for since in (40.0, 60.0):
+        assert waits_since(asleep(), told(wanted={"a": since})) == since
 
 
 # Since when one waits

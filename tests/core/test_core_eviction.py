@@ -143,6 +143,26 @@ def test_a_floor_is_changed_by_what_is_decided() -> None:
     assert floor.room_for(claim(size=8), {}) == Room(("GPU-0",), NONE), "what is taken twice was there once"
 
 
+def test_one_that_sleeps_stays_where_what_it_keeps_fits_beside_all_others() -> None:
+    floor = Floor(gpus(8, 8), [held("a/0", 0, size=6), held("b/0", 1, size=7)])
+    assert floor.holds(held("s/0", 0, size=2))
+    assert not floor.holds(held("s/0", 0, size=3))
+    assert floor.holds(held("s/0", 0, 1, size=1))
+    assert not floor.holds(held("s/0", 0, 1, size=2)), "on all of its GPUs, and not on one of them"
+    assert floor.holds(held("s/0", 0, 5, size=2)), "of a GPU that is not there any more it keeps nothing"
+    floor.take(held("x/0", 0, size=0, exclusive=True))
+    assert not floor.holds(held("s/0", 0, size=0))
+    assert floor.holds(held("s/0", 1, size=0))
+
+
+def test_a_floor_tells_who_is_where() -> None:
+    runs = [held("a/0", 0, 1), held("b/0", 1)]
+    floor = Floor(gpus(8, 8, 8), runs)
+    assert [floor.names([uuid]) for uuid in ("GPU-0", "GPU-1", "GPU-2")] == [{"a/0"}, {"a/0", "b/0"}, set()]
+    assert floor.names(["GPU-0", "GPU-1"]) == {"a/0", "b/0"}
+    assert [floor.seat(name) for name in ("a/0", "b/0", "c/0")] == [*runs, None]
+
+
 def test_of_very_many_the_cheapest_go_and_none_who_is_not_needed() -> None:
     names = [f"v{number:02}/0" for number in range(eviction.EXACT + 1)]
     runs = [held(name, 0, size=1 if number else 5) for number, name in enumerate(names)]

@@ -241,7 +241,7 @@ class TurnTaking:
         others = [name for name in going if name not in evicted]
         ways = ((evicted, "gives way", "give way"), (others, "ends", "end"))
         words = [f"{' and '.join(names)} {one if len(names) == 1 else many}" for names, one, many in ways if names]
-        return ", ".join(words) or "room is being made"
+        return ", ".join(words)
 
     def _is_equal(self, name: str, to: Replica) -> bool:
         """Tell whether one that gives way serves, and does so for the turn of another of its own priority."""
