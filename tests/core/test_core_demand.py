@@ -11,8 +11,6 @@ from core.demanding import fleet, on_demand, ready, starting, told, waits
 from core.samples import CRASH, DIGEST, process
 from modelsupd.core.demand import (
     CLIENTS,
-    REACHED_WITHIN_S,
-    UNKNOWN_START_S,
     Usage,
     Use,
     Wanted,
@@ -152,13 +150,15 @@ def test_the_idle_give_way_to_their_own_priority_when_they_have_been_ready_for_l
     young = asks(other, told(), 14.9)
     assert (young.now, young.closed, young.soon, young.again_at) == (False, False, False, 15)
     assert young.why == "a/0 has only just become ready"
+    its_turn = asks(ready("a/0", 25, residence_s=10), told(), 30)
+    assert its_turn == Yielding(soon=True, cost=6.0, why="a/0 has only just become ready", again_at=35)
 
 
 def test_to_start_one_again_costs_less_the_longer_it_has_been_idle() -> None:
     assert asks(ready("a/0"), told(), 60).cost == 0.5
     assert asks(ready("a/0", residence_s=0), told(), 0.5).cost == 30.0
     unknown = replace(ready("a/0"), learned=None)
-    assert asks(unknown, told(), 10).cost == UNKNOWN_START_S / 10
+    assert asks(unknown, told(), 10).cost == 6.0, "a minute, where it was never seen"
     assert asks(ready("a/0"), told(busy={"a": 1}), 60).cost == 30.0
 
 
@@ -183,8 +183,8 @@ def test_whose_turn_it_is_has_it_until_those_that_waited_for_it_have_reached_it(
     just = ready("a/0", 100, residence_s=0)
     wanted = told(wanted={"a": 20.0})
     kept = asks(just, wanted, 100)
-    assert (kept.now, kept.closed, kept.soon, kept.again_at) == (False, False, True, 100 + REACHED_WITHIN_S)
-    assert asks(just, wanted, 100 + REACHED_WITHIN_S).now, "but not for ever"
+    assert (kept.now, kept.closed, kept.soon, kept.again_at) == (False, False, True, 105)
+    assert asks(just, wanted, 105).now, "but not for ever"
     assert asks(just, told(wanted={"a": 100.5}, a=100.5), 101).now, "they have reached it"
     assert asks(just, told(), 100).now
     assert asks(ready("a/0", 100, residence_s=60), wanted, 110).again_at == 160
@@ -226,6 +226,7 @@ def test_one_that_nobody_asks_for_sleeps_for_so_long_and_no_longer() -> None:
     assert needless(sleeper, told(), 59.9) == ("", 60)
     assert needless(sleeper, told(), 60) == ("slept for 10 s", None)
     assert needless(sleeper, Usage(), 60) == ("slept for 10 s", None), "what a gateway might tell changes nothing"
+    assert needless(asleep(asleep_timeout_s=1), told(), 50.5) == ("", 51)
     assert needless(asleep(asleep_timeout_s=1), told(), 51) == ("slept for 1 s", None)
     assert needless(asleep(asleep_timeout_s=0), told(), 1e6) == ("", None)
     assert needless(asleep(asleep_timeout_s=0.5), told(), 51) == ("slept for 0.5 s", None)

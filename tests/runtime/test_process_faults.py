@@ -7,9 +7,10 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from modelsupd.runtime.process import SpawnError
 from modelsupd.runtime.shim import tree
 from modelsupd.runtime.spawning import NoReportError
 from running import FOREVER, Site, alive, run
-from waiting import auntil
+from waiting import PATIENCE_S, auntil
 
 
 async def refused(site: Site, *argv: str, number: int = 1, **changes: object) -> tuple[FailureClass, str]:
@@ -157,6 +158,38 @@ def test_no_report_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         await site.processes.spawn(site.launch(*FOREVER, run=3))
         assert spawner not in site.processes.children()
         assert len(site.owned()) == len(before) + 2
+
+    run(test)
+
+
+def test_a_spawner_that_hangs_with_its_socket_full_of_requests() -> None:
+    """Those that could not even be sent are sent to the next one, and no descriptor is watched that is closed."""
+
+    async def test(site: Site) -> None:
+        (pid,) = site.processes.children()
+        os.kill(pid, signal.SIGSTOP)
+        spawner = site.processes._spawner
+        assert spawner._control is not None
+        spawner._control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        nowhere = [asyncio.create_task(spawner.ask(Path("/nowhere"), 0.3)) for _ in range(20)]
+        answers = await asyncio.wait_for(asyncio.gather(*nowhere, return_exceptions=True), PATIENCE_S)
+        late = [answer for answer in answers if isinstance(answer, NoReportError)]
+        refused = [answer for answer in answers if isinstance(answer, tuple) and answer[0]["step"] == "spawn"]
+        assert late
+        assert refused, "the next one says that there is no such directory"
+        assert len(late) + len(refused) == len(answers), answers
+        assert pid not in site.processes.children()
+        heard = [asyncio.Event() for _ in range(20)]
+        with ExitStack() as sockets:
+            for event in heard:
+                ours, theirs = socket.socketpair()
+                sockets.enter_context(ours)
+                sockets.enter_context(theirs)
+                asyncio.get_running_loop().add_reader(ours.fileno(), event.set)
+                sockets.callback(asyncio.get_running_loop().remove_reader, ours.fileno())
+                theirs.send(b"x")
+            await auntil(lambda: all(event.is_set() for event in heard))
+        await site.processes.spawn(site.launch(*FOREVER))
 
     run(test)
 

@@ -186,4 +186,4 @@ def exclude(one: ModelSpec, name: str, other: ModelSpec, other_name: str) -> boo
 
 def _named(by: ModelSpec, spec: ModelSpec, name: str) -> bool:
     names = by.demand.excludes
-    return bool(names) and (name in names or (spec.demand.group is not None and spec.demand.group in names))
+    return name in names or spec.demand.group in names

@@ -19,6 +19,8 @@ from modelsupd.runtime.shim import packet, title, tree
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = "import sys; sys.path.append({root!r}); from modelsupd.runtime.shim.spawner import main; main({fd})"
 _STOP_S = 5.0
+#: Between two attempts to send to a spawner that has not taken some three hundred requests yet, in seconds.
+_FULL_S = 0.01
 
 
 class NoReportError(Exception):
@@ -87,11 +89,12 @@ class Spawner:
             with theirs:
                 for _ in range(2):
                     spare.append(os.dup(ours.fileno()))  # noqa: PERF401 - the first must be known if the second fails
-                await self._send({"v": 1, "directory": str(directory)}, theirs.fileno())
+                asked = await self._send({"v": 1, "directory": str(directory)}, theirs.fileno())
             try:
                 await asyncio.wait_for(_readable(ours), timeout_s)
             except TimeoutError:
-                self._drop()  # it may be stopped, or hang: the next run gets another
+                if self._process is asked:
+                    self._drop()  # it may be stopped, or hang: the next run gets another
                 raise NoReportError(f"no report from the shim within {timeout_s} s") from None
             while spare:
                 os.close(spare.pop())
@@ -107,7 +110,8 @@ class Spawner:
             raise NoReportError("the shim, or the process that forks shims, died before it reported")
         return answer, fds
 
-    async def _send(self, request: dict[str, Any], fd: int) -> None:
+    async def _send(self, request: dict[str, Any], fd: int) -> subprocess.Popen[bytes] | None:
+        """Send a request to a spawner, and return to which; raises OSError."""
         async with self._sending:
             for attempt in (1, 2):
                 if self.pid is None or self._control is None:
@@ -115,24 +119,26 @@ class Spawner:
                 try:
                     await self._send_once(request, fd)
                 except (BrokenPipeError, ConnectionResetError, ConnectionRefusedError):
-                    # It died without taking this request, so the request may be made again.
+                    # It died, or was given up, without taking this request, so the request may be made again.
                     self._drop()
                     if attempt > 1:
                         raise
                 else:
-                    return
+                    break
+            return self._process
 
     async def _send_once(self, request: dict[str, Any], fd: int) -> None:
         control = self._control
-        if control is None:
-            raise OSError(errno.EPIPE, "the spawner is stopped")
-        while True:
+        while control is not None and control is self._control:
             try:
                 packet.send(control, request, [fd])
             except BlockingIOError:
-                await _writable(control)
+                # Not waited for by the loop: it would go on watching a descriptor that somebody else's timeout closes,
+                # and never look at whatever gets the same number.
+                await asyncio.sleep(_FULL_S)
             else:
                 return
+        raise BrokenPipeError(errno.EPIPE, "the spawner is stopped")
 
     def _drop(self) -> None:
         """Forget a spawner that has died, or is about to: without its socket it goes by itself."""
@@ -153,17 +159,6 @@ async def _readable(sock: socket.socket) -> None:
         await ready
     finally:
         loop.remove_reader(sock.fileno())
-
-
-async def _writable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_writer(sock.fileno(), _done, ready)
-    try:
-        await ready
-    finally:
-        with contextlib.suppress(OSError):
-            loop.remove_writer(sock.fileno())
 
 
 def _done(ready: asyncio.Future[None]) -> None:
