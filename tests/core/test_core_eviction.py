@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,62 @@ def test_of_what_costs_the_same_it_goes_where_most_is_left_or_least_with_pack() 
     assert floor.room_for(claim(), {}) == Room(("GPU-1",), NONE)
     assert floor.room_for(claim(pack=True), {}) == Room(("GPU-0",), NONE)
     assert Floor(gpus(8, 8), []).room_for(claim(), {}) == Room(("GPU-0",), NONE)
+
+
+def test_it_goes_where_most_is_left_also_where_that_is_of_another_vendor() -> None:
+    mixed = [gpus(8)[0], replace(gpus(0, 10)[1], vendor="amd")]
+    assert Floor(mixed, []).room_for(claim(), {}) == Room(("GPU-1",), NONE)
+
+
+def test_it_goes_where_it_is_cheapest_and_nobody_is_cheaper_than_nobody() -> None:
+    floor = Floor(gpus(8, 8), [held("a/0", 0, size=8), held("b/0", 1, size=8)])
+    two = {"a/0": replace(IDLE, cost=9.0), "b/0": IDLE}
+    assert floor.room_for(claim("w/0", 4), two) == Room(("GPU-1",), frozenset({"b/0"}))
+    half = Floor(gpus(8, 8), [held("a/0", 0, size=8)])
+    least = {"a/0": Candidate(-(2**40), busy=False, cost=0.0)}
+    assert half.room_for(claim("w/0", 4), least) == Room(("GPU-1",), NONE)
+
+
+def test_a_byte_that_is_missing_is_missing() -> None:
+    floor, wants = Floor(gpus(8), [held("a/0", 0, size=4)]), claim("w/0", 4)
+    assert victims(floor.room_for(wants, idle("a/0"))) == set()
+    assert victims(floor.room_for(replace(wants, bytes=wants.bytes + 1), idle("a/0"))) == {"a/0"}
+    assert floor.room_for(replace(wants, bytes=wants.bytes + 1), {}) is None
+
+
+def test_nor_is_what_is_a_byte_too_small_enough() -> None:
+    floor, wants = Floor(gpus(8), [held("a/0", 0, size=2), held("b/0", 0, size=4)]), claim("w/0", 4)
+    both = {"a/0": IDLE, "b/0": replace(IDLE, cost=9.0)}
+    assert victims(floor.room_for(wants, both)) == {"a/0"}
+    assert victims(floor.room_for(replace(wants, bytes=wants.bytes + 1), both)) == {"b/0"}
+
+
+@pytest.mark.parametrize(
+    "must",
+    [
+        [Candidate(5, busy=False, cost=0.5)],
+        [Candidate(-3, busy=True, cost=5.0)],
+        [Candidate(0, busy=True, cost=0.0)] * 3,
+    ],
+)
+def test_whoever_has_to_go_makes_nobody_else_go_who_need_not(must: list[Candidate]) -> None:
+    off = {f"m{number}/0": candidate for number, candidate in enumerate(must)}
+    runs = [held("a/0", 0, size=4), held("b/0", 0, size=4), *(held(name, 0, size=0) for name in off)]
+    shy = claim("w/0", 4, apart=frozenset(name.removesuffix("/0") for name in off))
+    found = victims(Floor(gpus(8), runs).room_for(shy, {**idle("a/0", "b/0"), **off}))
+    assert found == {"a/0", *off}
+
+
+@pytest.mark.parametrize("one", [Candidate(5, busy=False, cost=0.5), Candidate(-3, busy=True, cost=5.0)])
+def test_where_one_is_enough_not_all_go(one: Candidate) -> None:
+    runs = [held("a/0", 0, size=4), held("b/0", 0, size=4)]
+    assert victims(Floor(gpus(8), runs).room_for(claim("w/0", 4), {"a/0": one, "b/0": one})) == {"a/0"}
+
+
+def test_of_sets_that_cost_nothing_it_is_the_smallest() -> None:
+    runs = [held("a/0", 0, size=1), held("b/0", 0, size=2), held("c/0", 0, size=2)]
+    free = idle("a/0", "b/0", "c/0", cost=0.0)
+    assert victims(Floor(gpus(5), runs).room_for(claim("w/0", 4), free)) == {"b/0", "c/0"}
 
 
 def test_the_cheapest_set_gives_way_by_priority_then_use_then_cost() -> None:
@@ -114,6 +171,9 @@ def test_several_gpus_are_of_one_vendor_also_where_the_best_one_is_of_another() 
     assert Floor(two, busy).room_for(claim("w/0", 8, count=2), dear) == Room(("GPU-1", "GPU-2"), frozenset({"a/0"}))
     # Who goes in any case is no reason to prefer one vendor to another.
     assert victims(Floor(two, busy).room_for(claim("w/0", 8, count=2), dear, {"b/0"})) == {"b/0"}
+    high = {"a/0": replace(IDLE, cost=9.0), "b/0": replace(IDLE, priority=1), "x/0": replace(IDLE, priority=2)}
+    beside = Floor(two, [*busy, held("x/0", 1)])
+    assert victims(beside.room_for(claim("w/0", 8, count=2), high, {"x/0"})) == {"a/0", "x/0"}
 
 
 def test_a_gpu_in_trouble_is_not_cleared() -> None:

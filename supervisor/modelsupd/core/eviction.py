@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from modelsupd.core.placement import Claim, Gpu, Held
 
-#: Of more runs on one GPU that may give way, not every set is tried: they are taken from the cheapest on, and those
-#: without whom it fits as well are left.
+#: Of more runs on one GPU that may give way, not every set is tried: from the dearest on, those without whom it fits as
+#: well are left.
 EXACT = 10
 
 
@@ -37,8 +37,8 @@ class Room:
     victims: frozenset[str]
 
 
-_Price = tuple[int, int, float]
-_FREE: _Price = (-(2**63), 0, 0.0)
+_Price = tuple[float, int, float]
+_FREE: _Price = (-math.inf, 0, 0.0)
 
 
 class Floor:
@@ -117,12 +117,12 @@ class Floor:
                     found = self._clear(gpu, claim, candidates, victims)
                     if found is not None:
                         left = self._free[gpu.uuid]
-                        options.append((found[0], left if claim.pack else -left, gpu.index, gpu.uuid, gpu, found[1]))
+                        options.append((found[0], left if claim.pack else -left, gpu, found[1]))
             if not options:
                 return None
-            best = min(options, key=lambda option: option[:4])
-            chosen.append(best[4])
-            victims |= best[5]
+            best = min(options, key=lambda option: option[:2])
+            chosen.append(best[2])
+            victims |= best[3]
         return Room(tuple(gpu.uuid for gpu in sorted(chosen, key=lambda gpu: (gpu.index, gpu.uuid))), victims)
 
     def _clear(
@@ -166,15 +166,12 @@ def _cheapest(
         return None
     if len(ordered) <= EXACT:
         return frozenset(must).union(_exactly(deficit, ordered, sizes, candidates, _price(must, candidates)))
-    taken: list[str] = []
-    for name in ordered:
-        if sum(sizes[one] for one in taken) >= deficit:
-            break
-        taken.append(name)
-    for name in sorted(taken, key=lambda name: _price((name,), candidates), reverse=True):
-        if sum(sizes[one] for one in taken if one != name) >= deficit:
+    taken, spare = set(ordered), sum(sizes.values()) - deficit
+    for name in reversed(ordered):
+        if sizes[name] <= spare:
             taken.remove(name)
-    return frozenset(must).union(taken)
+            spare -= sizes[name]
+    return frozenset(must) | taken
 
 
 def _exactly(
@@ -183,7 +180,7 @@ def _exactly(
     """Return the cheapest of all sets, of those that cost the same the smallest; all together are enough."""
     # A set that is enough is not added to: whoever is ended beside it only costs more. Of sets that are not, and give
     # as many bytes at the same priority, only the cheapest can become part of the answer.
-    short: dict[tuple[int, int], tuple[int, float, int, tuple[str, ...]]] = {(0, base[0]): (base[1], base[2], 0, ())}
+    short: dict[tuple[int, float], tuple[int, float, int, tuple[str, ...]]] = {(0, base[0]): (base[1], base[2], 0, ())}
     all_of_them = _price(ordered, candidates)
     whole = max(base[0], all_of_them[0]), base[1] + all_of_them[1], base[2] + all_of_them[2]
     best: tuple[_Price, int, tuple[str, ...]] = whole, len(ordered), tuple(ordered)
