@@ -87,10 +87,40 @@ def test_whoever_has_to_go_makes_nobody_else_go_who_need_not(must: list[Candidat
     assert found == {"a/0", *off}
 
 
-@pytest.mark.parametrize("one", [Candidate(5, busy=False, cost=0.5), Candidate(-3, busy=True, cost=5.0)])
+@pytest.mark.parametrize(
+    "one",
+    [
+        Candidate(5, busy=False, cost=0.5),
+        Candidate(-3, busy=True, cost=5.0),
+        Candidate(0, busy=True, cost=0.0),
+    ],
+)
 def test_where_one_is_enough_not_all_go(one: Candidate) -> None:
     runs = [held("a/0", 0, size=4), held("b/0", 0, size=4)]
     assert victims(Floor(gpus(8), runs).room_for(claim("w/0", 4), {"a/0": one, "b/0": one})) == {"a/0"}
+
+
+def test_beside_one_of_a_high_priority_that_has_to_go_anyway_priorities_below_it_do_not_count() -> None:
+    runs = [held("a/0", 0, size=4), held("b/0", 0, size=4), held("m/0", 0, size=0)]
+    candidates = {"m/0": replace(IDLE, priority=5), "a/0": replace(IDLE, cost=9.0), "b/0": replace(IDLE, priority=1)}
+    shy = claim("w/0", 4, apart=frozenset({"m"}))
+    assert victims(Floor(gpus(8), runs).room_for(shy, candidates)) == {"b/0", "m/0"}
+    four = [*runs, held("c/0", 0, size=4), held("d/0", 0, size=4)]
+    candidates |= {"c/0": replace(IDLE, priority=1), "d/0": replace(IDLE, cost=9.0)}
+    assert victims(Floor(gpus(16), four).room_for(replace(shy, bytes=8 * GIB), candidates)) == {"b/0", "c/0", "m/0"}
+
+
+def test_of_what_gives_as_much_the_cheapest_becomes_part_of_the_answer() -> None:
+    """Whether it was seen first or last, and of however many it consists."""
+
+    def gone(deficit: int, **runs: tuple[int, float]) -> set[str]:
+        there = [held(f"{name}/0", 0, size=size) for name, (size, _) in runs.items()]
+        prices = {f"{name}/0": replace(IDLE, cost=cost) for name, (_, cost) in runs.items()}
+        floor = Floor(gpus(sum(size for size, _ in runs.values())), there)
+        return victims(floor.room_for(claim("w/0", deficit), prices))
+
+    assert gone(6, a=(2, 5.0), b=(2, 1.0), c=(4, 9.0)) == {"b/0", "c/0"}
+    assert gone(9, b=(2, 1.0), c=(2, 1.5), d=(4, 2.0), e=(5, 9.0)) == {"d/0", "e/0"}
 
 
 def test_of_sets_that_cost_nothing_it_is_the_smallest() -> None:
@@ -117,6 +147,8 @@ def test_one_large_one_rather_than_two_small_ones_where_that_costs_less() -> Non
     assert victims(floor.room_for(wants, dear)) == {"one/0", "two/0"}
     even = {**idle("one/0", "two/0"), "big/0": replace(IDLE, cost=2.0)}
     assert victims(floor.room_for(wants, even)) == {"big/0"}, "of two sets that cost the same the smaller"
+    last = Floor(gpus(8), [held("z/0", 0, size=4), *runs[1:]])
+    assert victims(last.room_for(wants, {**idle("one/0", "two/0"), "z/0": replace(IDLE, cost=2.0)})) == {"z/0"}
 
 
 def test_who_has_to_leave_is_not_chosen_and_counts() -> None:
