@@ -16,6 +16,7 @@ from modelsupd.core.events import Evicted
 from modelsupd.core.gpu_spec import PlacementSpec
 from modelsupd.core.phases import Asleep, Draining, Phase, Reason, Resting
 from modelsupd.core.placement import Claim, Hold
+from modelsupd.core.spec import Start
 
 
 def in_state(state: Resting) -> Asleep:
@@ -80,6 +81,40 @@ def test_one_that_wakes_wants_what_it_had_where_it_lies() -> None:
     assert claim_of(replace(sleeper, phase=replace(sleeper.phase, before=Hold(gpus=(), bytes=())))).bytes == 0  # type: ignore[arg-type]  # the phase is Asleep
 
 
+def test_one_that_sleeps_without_a_gpu_and_is_declared_with_one_wants_that() -> None:
+    sleeper = asleep("a/0")
+    bare = replace(sleeper, phase=Asleep(50.0, process(1), 1, None, Resting.ASLEEP), hold=None)
+    assert claim_of(bare) == Claim(name="a/0", model="a", count=1, bytes=0, exclusive=True)
+
+
+# All together, or in turn
+
+
+@pytest.mark.parametrize("start", [Start.ALWAYS, Start.ON_DEMAND])
+def test_where_all_fit_all_go_whoever_waits_longest(start: Start) -> None:
+    """In turn, the small one would take the large GPU, where most is left."""
+    small, large = waits("a/0", 1, 4, 1, start=start), waits("b/0", 9, 8, 1, start=start)
+    answer = decide(small, large, on=(8, 6))
+    assert {name: placed.hold and placed.hold.gpus for name, placed in answer.placed.items()} == {
+        "a/0": ("GPU-1",),
+        "b/0": ("GPU-0",),
+    }
+
+
+def test_where_nobody_starts_on_demand_as_many_go_as_can() -> None:
+    always = [waits(f"{name}/0", since, size, 1, start=Start.ALWAYS) for name, since, size in WAITING]
+    assert set(decide(*always, on=(8, 6)).placed) == {"a/0", "b/0"}
+
+
+WAITING = (("a", 1, 4), ("b", 9, 8), ("c", 10, 8))
+
+
+def test_a_sleeper_is_reckoned_with_as_one_also_where_others_wait_that_are_none() -> None:
+    sleeper = asleep("a/0", size=8)
+    always = replace(sleeper, spec=replace(sleeper.spec, start=Start.ALWAYS))
+    assert set(decide(always, waits("w/0", 99, start=Start.ALWAYS), on=(8,)).placed) == {"a/0", "w/0"}
+
+
 # Who is needed by nobody
 
 
@@ -113,6 +148,12 @@ def test_one_that_was_told_to_give_way_keeps_nothing_as_far_as_others_are_concer
     told_to = ready("a/0", 0, 0, size=8, sleep=1, asleep_vram_bytes=2 * GIB)
     answer = allot(fleet(told_to, waits("w/0", 99, 8, 1)), {}, cards(8), told(), 100, ["a/0"])
     assert (answer.evicted, answer.waiting) == ({}, {"w/0": "a/0 gives way"})
+
+
+def test_one_that_is_drained_in_order_to_end_keeps_nothing() -> None:
+    drained = Draining(99.0, process(1), Reason.EVICTED, 130.0, 130.0)
+    ends = replace(asleep("a/0", size=8, keeps=8, asleep_vram_bytes=2 * GIB), phase=drained)
+    assert decide(ends, waits("w/0", 99, 8, 1), on=(8,)).waiting == {"w/0": "a/0 gives way"}
 
 
 def test_one_that_has_a_gpu_for_itself_shares_it_in_its_sleep() -> None:

@@ -157,6 +157,14 @@ def test_nobody_sleeps_beside_one_that_wants_the_gpu_for_itself() -> None:
     assert decide(alone, gives_way, on=(8,)).evicted == {"v/0": Evicted(1, "gives way to b/0")}
 
 
+def test_nobody_sleeps_beside_one_that_it_is_kept_apart_from() -> None:
+    gives_way = ready("v/0", 0, 0, size=6, sleep=1, asleep_vram_bytes=GIB)
+    for other, sleeps in (("b", False), ("c", True)):
+        shy = replace(gives_way, spec=replace(gives_way.spec, placement=PlacementSpec(apart_from=(other,))))
+        answer = decide(waits("b/0", 0, 6, 1), shy, on=(8,))
+        assert answer.evicted == {"v/0": Evicted(1, "gives way to b/0", sleeps)}
+
+
 def test_as_many_sleep_as_there_is_room_for() -> None:
     two = [ready(name, 0, 0, size=3, sleep=1, asleep_vram_bytes=GIB) for name in ("v/0", "w/0")]
     answer = decide(waits("b/0", 0, 6, 1), *two, on=(7,))

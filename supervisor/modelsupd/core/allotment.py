@@ -152,8 +152,8 @@ def _retire(replicas: Mapping[str, Replica], usage: Usage, now: float, turns: Tu
         words, again_at = needless(replica, usage, now)
         turns.look_again(again_at)
         if words and name not in turns.closed:
-            # Who is not asked for any more goes on sleeping; who has slept for too long is ended.
-            sleeps = replica.spec.demand.sleep > 0 and (not rests(replica) or bool(replica.demanded_by))
+            # Who is not asked for any more goes on sleeping; who was not, and has slept for too long, is ended.
+            sleeps = replica.spec.demand.sleep > 0 and bool(replica.demanded_by)
             turns.evicted[name] = Evicted(replica.last_run, words, sleeps)
 
 
