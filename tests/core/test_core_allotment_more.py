@@ -54,6 +54,17 @@ def test_what_a_sleeper_keeps_is_not_known_before_its_gpu_is_read_again() -> Non
     assert allot(fleet(asleep("a/0", 5), waits("w/0", 99, 2, 1)), {}, cards(8, read_at=0.0), told(), 100).waiting == {}
 
 
+def test_one_that_does_not_sleep_holds_what_it_holds_whenever_its_gpu_was_read() -> None:
+    answer = allot(fleet(ready("a/0", 95, 0), waits("w/0", 99, 2, 1)), {}, cards(8, read_at=50.0), told(), 100)
+    assert answer.beside.keys() == {"a/0"}
+    assert answer.waiting == {}
+
+
+def test_one_that_sleeps_without_a_gpu_is_in_nobodys_way() -> None:
+    bare = replace(asleep("a/0"), phase=Asleep(50.0, process(1), 1, None, Resting.ASLEEP), hold=None)
+    assert list(decide(bare, waits("w/0", 99, 8, 1), on=(8,)).placed) == ["w/0"]
+
+
 def test_one_that_was_told_to_wake_counts_as_awake_before_that_is_published() -> None:
     sleeper = asleep("a/0", by="ada", **GROUP)
     answer = allot(fleet(sleeper, waits("b/0", 99, **GROUP)), {"a/0": sleeper.hold}, cards(8), told(), 100)
@@ -146,8 +157,16 @@ def test_one_that_goes_on_sleeping_keeps_what_it_kept() -> None:
 def test_one_that_was_told_to_give_way_keeps_nothing_as_far_as_others_are_concerned() -> None:
     """Whether it sleeps or ends is not known any more; who was promised its room gets no less of it."""
     told_to = ready("a/0", 0, 0, size=8, sleep=1, asleep_vram_bytes=2 * GIB)
-    answer = allot(fleet(told_to, waits("w/0", 99, 8, 1)), {}, cards(8), told(), 100, ["a/0"])
-    assert (answer.evicted, answer.waiting) == ({}, {"w/0": "a/0 gives way"})
+    for leaves in (told_to, asleep("a/0", size=8, keeps=2, asleep_vram_bytes=2 * GIB)):
+        answer = allot(fleet(leaves, waits("w/0", 99, 8, 1)), {}, cards(8), told(), 100, ["a/0"])
+        assert (answer.evicted, answer.waiting) == ({}, {"w/0": "a/0 gives way"})
+
+
+def test_one_that_nobody_needs_and_that_does_not_sleep_keeps_nothing() -> None:
+    ends = ready("a/0", 0, 0, size=8, idle_timeout_s=50, asleep_vram_bytes=2 * GIB)
+    answer = decide(ends, waits("w/0", 99, 8, 1), on=(8,))
+    assert answer.evicted == {"a/0": Evicted(1, "no request for 50 s")}
+    assert answer.waiting == {"w/0": "a/0 gives way"}
 
 
 def test_one_that_is_drained_in_order_to_end_keeps_nothing() -> None:
