@@ -15,7 +15,20 @@ from core.table import events
 from modelsupd.core.allotment import Allotment, Card, alike, allot
 from modelsupd.core.demand import Usage, Use, Wanted
 from modelsupd.core.events import Placed, ProbeKind
-from modelsupd.core.phases import Asleep, Clearing, Draining, Halt, Ready, Reason, Replica, Resting, Waiting, Want
+from modelsupd.core.phases import (
+    Asleep,
+    Clearing,
+    Draining,
+    Halt,
+    Killing,
+    Ready,
+    Reason,
+    Replica,
+    Resting,
+    Stopping,
+    Waiting,
+    Want,
+)
 from modelsupd.core.placement import Gpu, Hold, Size
 from modelsupd.core.replica import InvalidTransition, step
 
@@ -97,8 +110,14 @@ def test_of_a_phase_what_is_decided_by_is_looked_at() -> None:
     draining = Draining(NOW, process, Reason.OPERATOR, NOW + 30, NOW)
     resting = Asleep(NOW, process, 1, None, Resting.ASLEEP)
     clearing = Clearing(NOW, RUN, Reason.OPERATOR)
+    stopping, killing = (kind(NOW, process, Reason.OPERATOR, NOW + 30) for kind in (Stopping, Killing))
     for one, other in (
         (ready.phase, draining),
+        (stopping, killing),
+        (stopping, replace(stopping, cause=Reason.EVICTED)),
+        (stopping, replace(stopping, since=NOW + 1)),
+        (killing, replace(killing, cause=Reason.EVICTED)),
+        (killing, replace(killing, since=NOW + 1)),
         (ready.phase, replace(ready.phase, since=NOW)),
         (draining, replace(draining, held=True)),
         (draining, replace(draining, cause=Reason.EVICTED)),
