@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from core.demanding import GIB, fleet, ready, told, waits
+from core.demanding import GIB, fleet, ready, starting, told, waits
 from core.samples import process
 from core.test_core_allotment import cards
 from core.test_core_sleeping_turns import asleep, decide
 from core.test_core_turns_more import GROUP
 from modelsupd.core.allotment import allot, claim_of
-from modelsupd.core.events import Evicted
+from modelsupd.core.events import Beside, Evicted
 from modelsupd.core.gpu_spec import PlacementSpec
 from modelsupd.core.phases import Asleep, Draining, Phase, Reason, Resting
 from modelsupd.core.placement import Claim, Hold
@@ -63,6 +63,11 @@ def test_one_that_does_not_sleep_holds_what_it_holds_whenever_its_gpu_was_read()
 def test_one_that_sleeps_without_a_gpu_is_in_nobodys_way() -> None:
     bare = replace(asleep("a/0"), phase=Asleep(50.0, process(1), 1, None, Resting.ASLEEP), hold=None)
     assert list(decide(bare, waits("w/0", 99, 8, 1), on=(8,)).placed) == ["w/0"]
+
+
+def test_one_that_has_woken_is_told_that_the_load_beside_it_is_over() -> None:
+    woken = replace(starting("a/0", 0), beside="x/0")
+    assert decide(woken, on=(8,)).beside == {"a/0": Beside("")}
 
 
 def test_one_that_was_told_to_wake_counts_as_awake_before_that_is_published() -> None:
