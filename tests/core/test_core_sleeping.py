@@ -149,3 +149,14 @@ def test_what_it_holds_from_falling_asleep_to_being_awake() -> None:
         assert isinstance(awake.phase, Starting)
         assert (awake.phase.since, awake.phase.woken, awake.hold) == (13, True, holds)
         assert awake.reason == "is awake, and has yet to prove it"
+
+
+@pytest.mark.parametrize("woken", [True, False])
+def test_of_how_long_a_start_takes_nothing_is_learned_by_waking(*, woken: bool) -> None:
+    proving = Starting(10, process(), begin(10), woken=woken)
+    before = replace(replica(proving, last_run=1, spec=SLEEPER), learned=LEARNED, inputs=INPUTS)
+    ready, _ = step(before, probed(Outcome.TOKENS, ProbeKind.START), 12)
+    assert isinstance(ready.phase, Ready)
+    assert ready.learned is not None
+    assert (ready.learned == LEARNED) is woken
+    assert woken or ready.learned.start_s == 2
