@@ -37,6 +37,7 @@ from modelsupd.core.events import (
 )
 from modelsupd.core.health import begin
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Clearing,
     Draining,
@@ -48,6 +49,7 @@ from modelsupd.core.phases import (
     Reason,
     Replica,
     Resolving,
+    Resting,
     Spawning,
     Starting,
     Stopped,
@@ -62,6 +64,7 @@ FAULT = Fault(CRASH, None)
 LIVE: tuple[Phase, ...] = (
     Starting(990, process(), begin(990)),
     Ready(990, process(), begin(990)),
+    Asleep(990, process(), 1, None, Resting.ASLEEP),
     Draining(990, process(), Reason.OPERATOR, 1030, 990),
     Stopping(990, process(), Reason.OPERATOR, 1030),
     Killing(990, process(), FAULT, 1030),
@@ -81,7 +84,7 @@ def named(phase: object) -> str:
 
 
 @pytest.mark.parametrize("phase", [*LIVE, *OTHERS], ids=named)
-def test_there_is_a_process_in_five_phases(phase: Phase) -> None:
+def test_there_is_a_process_in_six_phases(phase: Phase) -> None:
     assert replica(phase, last_run=1).process == (process() if phase in LIVE else None)
 
 

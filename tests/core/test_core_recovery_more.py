@@ -10,11 +10,12 @@ import pytest
 
 from core.recovering import DECLARED, NOW, OTHER, SAME, resume, states
 from core.samples import CRASH, DIGEST, HOLD, ON_GPU, SPEC, process, replica
-from modelsupd.core.actions import Action, Clear, Kill, Resolve, Terminate, Watch
+from modelsupd.core.actions import Action, Clear, Kill, Resolve, Sleep, Terminate, Wake, Watch
 from modelsupd.core.events import Failure, FailureClass, Process
 from modelsupd.core.fleet import Declared
 from modelsupd.core.health import begin
 from modelsupd.core.phases import (
+    Asleep,
     Backoff,
     Clearing,
     Draining,
@@ -25,6 +26,7 @@ from modelsupd.core.phases import (
     Reason,
     Replica,
     Resolving,
+    Resting,
     Spawning,
     Starting,
     Stopped,
@@ -46,6 +48,9 @@ MANUAL = {"m": Declared(replace(SPEC, start=Start.MANUAL), DIGEST)}
 LIVE: tuple[tuple[Phase, tuple[Action, ...]], ...] = (
     (Starting(1500, process(3), PULSE), (Watch(3),)),
     (Ready(1500, process(3), PULSE), (Watch(3),)),
+    (Asleep(1500, process(3), 1, None, Resting.ASLEEP), (Watch(3),)),
+    (Asleep(1500, process(3), 1, None, Resting.FALLING), (Watch(3), Sleep(3, 1, 60.0))),
+    (Asleep(1500, process(3), 2, None, Resting.WAKING), (Watch(3), Wake(3, 2, 60.0))),
     (Draining(1500, process(3), Reason.OPERATOR, 2999, NOW), (Watch(3),)),
     (Stopping(1500, process(3), Reason.OPERATOR, 2999), (Watch(3), Terminate(3))),
     (Killing(1500, process(3), Reason.OPERATOR, 2999), (Watch(3), Kill(3))),
@@ -239,3 +244,9 @@ def test_one_that_failed_and_starts_on_demand_since_is_not_tried_again_before_an
     assert (after.phase, after.demanded_by, actions) == (Stopped(NOW), "", ())
     kept, actions, _strays = resume(replace(before, demanded_by="clients"), declared=ON_DEMAND_NOW)
     assert (phase_name(kept.phase), kept.phase.since, actions) == (phase_name(phase), 1500, ())
+
+
+def test_whoever_asked_for_one_before_the_machine_was_restarted_has_gone() -> None:
+    before = replica(Ready(1500, process(3), PULSE), last_run=3)
+    after, actions, _ = resume(replace(before, demanded_by="ada"), boot=OTHER, declared=ON_DEMAND_NOW)
+    assert (after.phase, after.demanded_by, actions) == (Stopped(OTHER.now), "", ())

@@ -42,6 +42,7 @@ from modelsupd.core.phases import (
 )
 from modelsupd.core.replica import step
 from modelsupd.core.sleep_events import Slept, Woke
+from modelsupd.core.spec import StopLimits
 
 DRAINED = probed(Outcome.ANSWERED, ProbeKind.DRAIN, vitals=Vitals(in_flight=0))
 
@@ -54,7 +55,7 @@ def draining(**changes: Any) -> Replica:  # noqa: ANN401 - as of replace
 def test_drained_it_falls_asleep_and_keeps_little() -> None:
     asleep, actions = step(draining(), DRAINED, 12)
     assert isinstance(asleep.phase, Asleep)
-    assert actions == (Sleep(1, 1, 60.0),)
+    assert (actions, asleep.reason) == ((Sleep(1, 1, 60.0),), "drained")
     rests, actions = step(asleep, Slept(1), 13)
     assert rests.phase == Asleep(13, process(), 1, HOLD, Resting.ASLEEP)
     assert rests.hold == HOLD, "what it holds is less than what is reckoned with for one that sleeps"
@@ -63,12 +64,37 @@ def test_drained_it_falls_asleep_and_keeps_little() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"want": Want.DOWN}, {"halt": Halt.DRAIN}, {"removed": True}, {"digest": OTHER_DIGEST}],
-    ids=["wanted down", "the daemon goes", "removed", "configured otherwise"],
+    [
+        {"want": Want.DOWN},
+        {"halt": Halt.DRAIN},
+        {"removed": True},
+        {"digest": OTHER_DIGEST},
+        {"spec": replace(SLEEPER, demand=replace(SLEEPER.demand, sleep=0))},
+    ],
+    ids=["wanted down", "the daemon goes", "removed", "configured otherwise", "declared not to sleep"],
 )
 def test_it_is_ended_where_sleep_is_not_wanted_any_more(changes: dict[str, Any]) -> None:
     ended, actions = step(draining(**changes), DRAINED, 12)
     assert isinstance(ended.phase, Stopping)
+    assert actions == (Terminate(1),)
+
+
+def test_without_time_to_drain_it_falls_asleep_at_once() -> None:
+    spec = replace(SLEEPER, stop=StopLimits(drain_timeout_s=0))
+    ready = replace(replica(Ready(5, process(), begin(5)), last_run=1, spec=spec), hold=HOLD, demanded_by="clients")
+    asleep, actions = step(ready, Evicted(1, "gives way", sleep=True), 12)
+    assert asleep.phase == Asleep(12, process(), 1, HOLD, Resting.FALLING)
+    assert (actions, asleep.reason) == ((Sleep(1, 1, 60.0),), "gives way")
+
+
+def test_a_sleeper_ends_when_no_load_is_beside_it_any_more() -> None:
+    phase = Asleep(10, process(), 1, HOLD, Resting.ASLEEP)
+    sleeper = replace(replica(phase, last_run=1, spec=SLEEPER), beside="other/0")
+    waits, actions = step(sleeper, StopAsked(), 12)
+    assert isinstance(waits.phase, Draining)
+    assert (waits.phase.held, actions) == (True, ())
+    ends, actions = step(waits, Beside(""), 13)
+    assert isinstance(ends.phase, Stopping)
     assert actions == (Terminate(1),)
 
 

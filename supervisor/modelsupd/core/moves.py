@@ -74,15 +74,12 @@ def leave(replica: Replica, cause: Cause, words: str, now: float) -> Step:
     """Have what is drained fall asleep if that is what it was drained for, and is still what is wanted; else end it."""
     phase, demand = replica.phase, replica.spec.demand
     stays = replica.want is Want.UP and replica.halt is Halt.NO and not replica.removed
-    if cause is Reason.SLEEP and stays and demand.sleep > 0 and _is_as_declared(replica) and isinstance(phase, Live):
+    sleeps = cause is Reason.SLEEP and stays and demand.sleep > 0
+    if sleeps and isinstance(phase, Ready | Draining) and phase.process.digest == replica.digest:
         asleep = Asleep(now, phase.process, demand.sleep, replica.hold)
         action = Sleep(replica.last_run, demand.sleep, demand.sleep_timeout_s)
         return replace(replica, phase=asleep, reason=words), (action,)
     return terminate(replica, cause, words, now)
-
-
-def _is_as_declared(replica: Replica) -> bool:
-    return replica.process is not None and replica.process.digest == replica.digest
 
 
 def terminate(replica: Replica, cause: Cause, words: str, now: float) -> Step:
