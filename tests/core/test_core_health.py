@@ -187,6 +187,8 @@ def test_pause_between_start_probes_grows_with_the_start() -> None:
         for now in (0.0, 0.04, 0.1, 0.5, 1.0, 100.0)
     ]
     assert pauses == pytest.approx([0.004, 0.01, 0.02, 0.02, 0.04, 0.25])
+    later = observe_start(FRESH, probed(Outcome.LOADING), HEALTH, 1000, 1000.04).next_at - 1000.04
+    assert later == pytest.approx(0.01), "with the start, and not with the machine"
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6))

@@ -88,7 +88,9 @@ def test_a_start_tells_what_it_does() -> None:
     play(DOWN, at(0, RestartAsked("anna"), "resolving", Resolve(1), reason="restart asked for by anna"))
 
 
-def test_new_replica_that_is_started_by_hand_says_so() -> None:
+def test_new_replica_that_is_not_started_at_once_says_when_it_is() -> None:
+    on_demand, actions = fresh("m/0", "m", Declared(replace(SPEC, start=Start.ON_DEMAND), DIGEST), 5.0)
+    assert (on_demand.reason, actions) == ("starts when a client asks for it (start = 'on-demand')", ())
     manual, _ = fresh("m/0", "m", Declared(replace(SPEC, start=Start.MANUAL), DIGEST), 5.0)
     assert manual.reason == "starts when asked to (start = 'manual')"
     wanted, _ = fresh("m/0", "m", Declared(SPEC, DIGEST), 5.0)

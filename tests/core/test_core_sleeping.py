@@ -121,6 +121,8 @@ def test_one_that_waits_to_wake_and_has_to_go_is_asked_for_all_the_same() -> Non
 def test_a_sleeper_that_nobody_asks_for_does_not_say_that_it_waits() -> None:
     told = replace(resting(), reason="nobody waits for it any more")
     assert step(told, Waits(1, "b/0 is in use"), 11) == (told, ())
+    asked_for, actions = step(replace(told, demanded_by="clients"), Waits(1, "b/0 is in use"), 11)
+    assert (asked_for.reason, actions) == ("asleep, and waits for its turn: b/0 is in use", ())
 
 
 @pytest.mark.parametrize("phase", [Ready(5, process(), begin(5)), Starting(5, process(), begin(5))], ids=phase_name)

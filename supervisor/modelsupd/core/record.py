@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from enum import StrEnum
 from typing import Any
 
 from modelsupd.core import health
@@ -92,7 +93,7 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - plain data of any shape
     match value:
         case Fault():
             return {"failure": asdict(value.failure), "ready_s": value.ready_s}
-        case Reason() | Resting():
+        case StrEnum():
             return value.value
         case Process(gpus=()):
             return {name: item for name, item in asdict(value).items() if name != "gpus"}
