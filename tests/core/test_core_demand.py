@@ -49,6 +49,14 @@ FAILED = Failed(5.0, 1, CRASH, None)
 # Idle
 
 
+def test_one_that_nobody_asks_for_is_idle_if_it_would_run_when_somebody_did() -> None:
+    assert STOPPED.idle
+    for changes in ({"demanded_by": "ada"}, {"want": Want.DOWN}, {"removed": True}):
+        assert not replace(STOPPED, **changes).idle  # type: ignore[arg-type]  # fields by name
+    for start in (Start.ALWAYS, Start.MANUAL):
+        assert not on_demand("a/0", Stopped(0.0), start=start).idle
+
+
 def test_one_is_idle_since_its_last_byte_or_since_it_became_ready() -> None:
     assert idle_since(ready("a/0", 5), told()) == 5
     assert idle_since(ready("a/0", 5), told(a=9.0)) == 9
