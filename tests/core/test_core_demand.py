@@ -52,7 +52,7 @@ FAILED = Failed(5.0, 1, CRASH, None)
 def test_one_that_nobody_asks_for_is_idle_if_it_would_run_when_somebody_did() -> None:
     assert STOPPED.idle
     for changes in ({"demanded_by": "ada"}, {"want": Want.DOWN}, {"removed": True}):
-        assert not replace(STOPPED, **changes).idle  # type: ignore[arg-type]  # fields by name
+        assert not replace(STOPPED, **changes).idle
     for start in (Start.ALWAYS, Start.MANUAL):
         assert not on_demand("a/0", Stopped(0.0), start=start).idle
 

@@ -366,6 +366,9 @@ def test_how_long_a_start_still_takes_is_told_of_the_same_only() -> None:
     assert known_start(starting) == LEARNED
     assert start_left_s(replace(starting, inputs=OTHER_INPUTS), 104.0) is None
     assert start_left_s(replace(starting, phase=Stopped(1.0)), 104.0) is None
+    assert isinstance(starting.phase, Starting)
+    woken = replace(starting, phase=replace(starting.phase, woken=True))
+    assert start_left_s(woken, 104.0) is None, "it has loaded already"
     assert start_left_s(replace(starting, learned=None), 104.0) is None
 
 
