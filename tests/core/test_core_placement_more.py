@@ -27,6 +27,23 @@ def test_another_way_finds_a_gpu_that_was_given_back_as_empty_as_before() -> Non
     assert where(place(gpus(11, 8), [held("c/0", 0)], [shy, claim("b/0", 9)])) == {"a/0": [1], "b/0": [0]}
 
 
+def test_no_other_way_leads_to_a_gpu_that_somebody_else_is_on_for_one_that_wants_it_alone() -> None:
+    runs = [held("c/0", 0), held("d/0", 1)]
+    assert where(place(gpus(8, 8), runs, [claim("a/0", exclusive=True), claim("b/0", 4)])) == {"b/0": [0]}
+
+
+def test_no_other_way_leads_to_named_gpus_of_which_one_is_full() -> None:
+    both = claim("a/0", 8, uuids=("GPU-0", "GPU-1"))
+    assert where(place(gpus(8, 8), [held("c/0", 1, size=8)], [both, claim("b/0", 4)])) == {"b/0": [0]}
+
+
+def test_one_of_several_there_is_enough_to_keep_apart_from() -> None:
+    runs = [held("b/0", 0), held("z/0", 0)]
+    assert where(place(gpus(8), runs, [claim("a/0", apart=frozenset({"b"}))])) == {}
+    shy = [held("b/0", 0, apart=frozenset({"a"})), held("z/0", 0)]
+    assert where(place(gpus(8), shy, [claim("a/0")])) == {}
+
+
 def test_of_several_gpus_that_are_needed_one_that_fits_exactly_is_said_to_fit() -> None:
     waiting = place(gpus(8, 4), [], [claim(size=8, count=2)]).waiting["a/0"]
     assert waiting == "needs 2 GPUs, 1 of 2 fit: GPU 0: fits; GPU 1: needs 8.0 GiB, 4.0 GiB of 4.0 GiB left"

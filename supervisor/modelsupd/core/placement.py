@@ -152,7 +152,7 @@ class _Room:
         self.exclusive = self.exclusive and not exclusive
 
     def fits(self, claim: Claim) -> bool:
-        if self.gpu.trouble or self.exclusive or self.free < claim.on(self.gpu):
+        if self.exclusive or self.free < claim.on(self.gpu):
             return False
         if claim.exclusive and self.names:
             return False
