@@ -42,7 +42,7 @@ from modelsupd.core.phases import (
 )
 from modelsupd.core.replica import step
 from modelsupd.core.sleep_events import Slept, Woke
-from modelsupd.core.spec import StopLimits
+from modelsupd.core.spec import StopLimits, launch_digest
 
 DRAINED = probed(Outcome.ANSWERED, ProbeKind.DRAIN, vitals=Vitals(in_flight=0))
 
@@ -188,3 +188,10 @@ def test_of_how_long_a_start_takes_nothing_is_learned_by_waking(*, woken: bool) 
     assert ready.learned is not None
     assert (ready.learned == LEARNED) is woken
     assert woken or ready.learned.start_s == 2
+
+
+def test_an_engine_that_may_sleep_is_started_otherwise_and_the_same_way_by_every_version() -> None:
+    """A digest that changed with the daemon would replace every engine that runs."""
+    assert launch_digest(SLEEPER, "engine") == "8412220f0e1732b2"
+    deeper, never = (replace(SLEEPER, demand=replace(SLEEPER.demand, sleep=level)) for level in (2, 0))
+    assert launch_digest(deeper, "engine") == launch_digest(SLEEPER, "engine") != launch_digest(never, "engine")
