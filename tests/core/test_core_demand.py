@@ -11,6 +11,7 @@ from core.demanding import fleet, on_demand, ready, starting, told, waits
 from core.samples import CRASH, DIGEST, process
 from modelsupd.core.demand import (
     CLIENTS,
+    CONFIGURATION,
     Usage,
     Use,
     Wanted,
@@ -23,6 +24,7 @@ from modelsupd.core.demand import (
     yields,
 )
 from modelsupd.core.demand_spec import DemandSpec
+from modelsupd.core.events import Respecified
 from modelsupd.core.phases import (
     Asleep,
     Backoff,
@@ -37,7 +39,9 @@ from modelsupd.core.phases import (
     Spawning,
     Stopped,
     Want,
+    phase_name,
 )
+from modelsupd.core.replica import step
 from modelsupd.core.spec import ModelSpec, Start
 
 IDLE_SINCE_0 = told()
@@ -297,3 +301,26 @@ def test_two_exclude_each_other_whichever_says_so_by_name_or_group() -> None:
     own = spec(group="g", excludes=("g",))
     assert exclude(own, "a", own, "b")
     assert not exclude(own, "a", own, "a"), "replicas of one model are not kept apart"
+
+
+# What starts on demand since
+
+
+def by_since(phase: Phase, start: Start = Start.ON_DEMAND, **changes: Any) -> str:  # noqa: ANN401 - fields of any type
+    """Return by whom one is asked for that ran always, and is declared to start in this way since."""
+    always = replace(on_demand("a/0", phase, start=Start.ALWAYS), **changes)
+    after, _actions = step(always, Respecified(replace(always.spec, start=start), always.digest), 9.0)
+    return after.demanded_by
+
+
+@pytest.mark.parametrize("phase", [ready("a/0").phase, starting("a/0").phase, Resolving(0.0, 1)], ids=phase_name)
+def test_what_runs_and_starts_on_demand_since_goes_on_in_the_name_of_the_configuration(phase: Phase) -> None:
+    assert by_since(phase) == CONFIGURATION
+    assert by_since(phase, demanded_by="ada") == "ada"
+    assert by_since(phase, Start.ALWAYS, demanded_by="ada") == ""
+
+
+def test_what_does_not_run_or_is_on_its_way_out_does_not() -> None:
+    assert by_since(Stopped(0.0)) == ""
+    draining = Draining(0.0, process(1), Reason.OPERATOR, 30.0, 30.0)
+    assert by_since(draining, want=Want.DOWN) == ""
