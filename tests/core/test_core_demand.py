@@ -24,7 +24,7 @@ from modelsupd.core.demand import (
     yields,
 )
 from modelsupd.core.demand_spec import DemandSpec
-from modelsupd.core.events import Respecified
+from modelsupd.core.events import Demanded, Evicted, Respecified
 from modelsupd.core.phases import (
     Asleep,
     Backoff,
@@ -38,6 +38,7 @@ from modelsupd.core.phases import (
     Resting,
     Spawning,
     Stopped,
+    Stopping,
     Want,
     phase_name,
 )
@@ -324,3 +325,27 @@ def test_what_does_not_run_or_is_on_its_way_out_does_not() -> None:
     assert by_since(Stopped(0.0)) == ""
     draining = Draining(0.0, process(1), Reason.OPERATOR, 30.0, 30.0)
     assert by_since(draining, want=Want.DOWN) == ""
+
+
+def test_nobody_who_may_not_run_is_started_by_being_asked_for() -> None:
+    down = replace(STOPPED, want=Want.DOWN)
+    assert step(down, Demanded("clients"), 9.0) == (down, ())
+    goes, actions = step(replace(STOPPED, halt=Halt.DRAIN), Demanded("clients"), 9.0)
+    assert (goes.phase, goes.demanded_by, actions) == (STOPPED.phase, "clients", ())
+
+
+# What gives way
+
+
+def test_a_sleeper_that_nobody_waits_for_any_more_says_so_once() -> None:
+    gone = Evicted(1, "nobody waits for it any more", sleep=True)
+    rests, actions = step(asleep(by=CLIENTS, sleep=1), gone, 60.0)
+    assert (rests.demanded_by, rests.reason, actions) == ("", "nobody waits for it any more", ())
+    before = replace(asleep(sleep=1), reason="drained")
+    assert step(before, gone, 60.0) == (before, ())
+
+
+def test_what_is_not_ready_ends_where_it_was_to_sleep() -> None:
+    ends, _actions = step(starting("a/0", sleep=1), Evicted(1, "gives way", sleep=True), 9.0)
+    assert isinstance(ends.phase, Stopping)
+    assert ends.phase.cause is Reason.EVICTED
