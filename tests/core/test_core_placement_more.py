@@ -34,7 +34,7 @@ def test_no_other_way_leads_to_a_gpu_that_somebody_else_is_on_for_one_that_wants
 
 def test_no_other_way_leads_to_named_gpus_of_which_one_is_full() -> None:
     both = claim("a/0", 8, uuids=("GPU-0", "GPU-1"))
-    assert where(place(gpus(8, 8), [held("c/0", 1, size=8)], [both, claim("b/0", 4)])) == {"b/0": [0]}
+    assert where(place(gpus(16, 8), [held("c/0", 1, size=8)], [both, claim("b/0", 4)])) == {"b/0": [0]}
 
 
 def test_one_of_several_there_is_enough_to_keep_apart_from() -> None:
