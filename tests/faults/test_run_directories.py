@@ -94,7 +94,7 @@ def test_any_call_of_the_daemon_on_a_run_directory_may_fail(place: Path, call: s
             before = daemon.until_phase("ready")
             with strace(pid, place, f"{call}:error=EIO:when={number}") as said:
                 os.kill(before["pid"], signal.SIGKILL)
-                daemon.until_phase("ready", run=before["run"] + 1)
+                daemon.until_phase("ready", run=before["run"] + 1, traced=True)
             if "INJECTED" not in said.read_text():
                 break
         assert 1 < number < 19
