@@ -262,7 +262,8 @@ class RuntimeEffects:
             return SpawnFailed(action.run, error.failure, error.cleared)
         # Only later, because a start must not wait for a clean-up; its own directory is one more than those kept.
         keep_runs = replica.spec.log.keep_runs + 1
-        asyncio.get_running_loop().call_later(PRUNE_AFTER_S, self._processes.prune, replica.name, keep_runs)
+        loop = asyncio.get_running_loop()
+        loop.call_later(PRUNE_AFTER_S, loop.run_in_executor, None, self._processes.prune, replica.name, keep_runs)
         return Spawned(action.run, process)
 
     def launch(self, replica: Replica, run: int) -> Launch:
