@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from hosts import QUICK, Host, fake_model, host, whys
+from modelsupd.runtime.shim import tree
 from waiting import until
 
 pytestmark = pytest.mark.real  # each starts and ends daemons, or kills a process many times
@@ -113,17 +114,37 @@ def busy(core: int) -> Iterator[None]:
         burner.wait()
 
 
+@contextmanager
+def leftovers(top: int, core: int) -> Iterator[None]:
+    """Give a process and those below it what others leave over of one core."""
+    cores = os.sched_getaffinity(0)
+    threads = [int(task.name) for pid in (top, *below(top)) for task in Path(f"/proc/{pid}/task").iterdir()]
+    for thread in threads:
+        os.sched_setaffinity(thread, {core})
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        yield
+    finally:
+        for thread in threads:
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread, cores)
+                with suppress(PermissionError):  # only root may take that back
+                    os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
+def below(pid: int) -> list[int]:
+    return [each.pid for each in tree.descendants(pid)]
+
+
 @pytest.mark.real  # it takes long
 def test_an_engine_that_is_slow_because_nobody_gets_cpu_is_not_judged(place: Path) -> None:
     """Daemon and engine get the three thousandth part of a core that is left over: answers come late, but they come."""
-    if not shutil.which("chrt") or not shutil.which("taskset"):
-        pytest.skip("needs chrt and taskset (util-linux), to take CPU away")
     core = max(os.sched_getaffinity(0))
     limits = QUICK.replace("hang_after_s = 2", "hang_after_s = 3").replace("probe_timeout_s = 1", "probe_timeout_s = 2")
-    with host(place, fake_model(limits=limits), start=False) as daemon:
-        daemon.start(wrapped=["chrt", "--idle", "0", "taskset", "-c", str(core)])
+    with host(place, fake_model(limits=limits)) as daemon:
         first = daemon.until_phase("ready")
-        with busy(core):
+        assert daemon.daemon is not None
+        with leftovers(daemon.daemon.pid, core), busy(core):
             from_s = time.monotonic()
             until(lambda: time.monotonic() - from_s > 5, what="time in which a verdict would fall")
         daemon.until_phase("ready", timeout_s=20)
