@@ -116,11 +116,30 @@ def test_the_kernel_ends_an_engine_for_want_of_memory(place: Path) -> None:
         assert daemon.replica("other/0")["pid"] == other["pid"]
 
 
+#: The fake engine, which has loaded as soon as a file says so.
+LOADING = """
+import os, sys, time
+sys.path.insert(0, {here!r})
+import fake_engine
+
+def load(engine):
+    engine.log("load_model: loading model")
+    while not os.path.exists({done!r}):
+        time.sleep(0.01)
+
+fake_engine.load = load
+fake_engine.main()
+"""
+
+
 def test_a_port_that_somebody_else_answers_at_is_not_ready(place: Path) -> None:
     """The thief serves, and even generates; what counts is whose socket it is."""
-    command = [sys.executable, "-E", "-S", str(FAKE), "--host", "{host}", "--port", "{port}"]
-    slow = [*command, "--load-mode", "refuse", "--load-s", "4"]
-    model = re.sub(r"command = .*", lambda _: f"command = {json.dumps(slow)}", fake_model())
+    program, done = place / "loading.py", place / "done"
+    program.write_text(LOADING.format(here=str(FAKE.parent), done=str(done)))
+    address = ["--host", "{host}", "--port", "{port}"]
+    loading = [sys.executable, "-E", "-S", str(program), *address, "--load-mode", "refuse"]
+    command = [sys.executable, "-E", "-S", str(FAKE), *address]
+    model = re.sub(r"command = .*", lambda _: f"command = {json.dumps(loading)}", fake_model())
     with host(place, model) as daemon:
         starting = daemon.until_phase("starting")
         port = starting["endpoint"].rpartition(":")[2]
@@ -133,6 +152,7 @@ def test_a_port_that_somebody_else_answers_at_is_not_ready(place: Path) -> None:
             until(lambda: "is answered by a process that is not ours" in daemon.replica()["reason"])
             assert daemon.replica()["phase"] == "starting"
             # The engine finds its port taken; the next run has another.
+            done.touch()
             again = daemon.until_phase("ready", run=2)
             assert again["endpoint"] != starting["endpoint"]
             assert "address-in-use" in whys(daemon)
