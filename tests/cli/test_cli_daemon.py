@@ -309,6 +309,8 @@ def test_a_start_that_fails_says_so(place: Path) -> None:
         text = told(daemon.run("start", "broken"), 1)
         assert "cannot start it: it has failed: missing-binary" in text
         assert "no-such-program" in text
+        told(daemon.run("start", "--no-wait", "slow"))
+        daemon.until_phase("starting", name="slow/0")
         text = told(daemon.run("start", "--timeout", "0.5", "slow"), 1)
         assert "not ready within 0.5 s; what was asked for goes on" in text
         assert "slow/0: starting" in text
