@@ -32,7 +32,10 @@ def strace(pid: int, place: Path, *injections: str) -> Iterator[Path]:
     tasks = Path(f"/proc/{pid}/task")
 
     def attached() -> bool:
-        return all(f"TracerPid:\t{tracer.pid}\n" in (task / "status").read_text() for task in tasks.iterdir())
+        try:
+            return all(f"TracerPid:\t{tracer.pid}\n" in (task / "status").read_text() for task in tasks.iterdir())
+        except (FileNotFoundError, ProcessLookupError):  # a thread has just ended
+            return False
 
     try:
         until(lambda: tracer.poll() is not None or attached())
