@@ -343,7 +343,8 @@ def test_no_descriptor_is_left() -> None:
         before = fds(os.getpid()), fds(spawner)
         for number in range(2, 12):
             await one(number)
-        assert (fds(os.getpid()), fds(spawner)) == before
+        # The spawner lets go of what it was asked with when it is through, and nobody waits for that.
+        await auntil(lambda: fds(os.getpid()) == before[0] and fds(spawner) <= before[1])
 
     run(test)
 
