@@ -1,7 +1,8 @@
-"""A crowd of clients in a process of its own: `… PORT COUNT`. All connect, then all ask at once; prints what they got.
+"""A crowd of clients in a process of its own: `… PORT COUNT LEFT`. All connect, then all ask; prints what they got.
 
-One line when all are connected, after which it waits for a line; then one line of JSON: answers by status, how many of
-each came with Retry-After, and for how long each status was waited.
+One line when all are connected, after which it waits for a line; one when no more than LEFT of them still wait for an
+answer; then one line of JSON: answers by status, how many of each came with Retry-After, and for how long each status
+was waited.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Member(asyncio.Protocol):
             self.answer.set_result(f"closed {exc or 'without a word'}".encode())
 
 
-async def main(port: int, count: int) -> None:
+async def main(port: int, count: int, left: int) -> None:
     loop = asyncio.get_running_loop()
     turn = asyncio.Semaphore(_CONNECTING)
 
@@ -68,6 +69,9 @@ async def main(port: int, count: int) -> None:
         status = head.split(b" ")[1].decode() if head.startswith(b"HTTP/1.1 ") else head.decode()
         waited[status].append(loop.time() - began_at)
         told[status] += b"\r\nretry-after: " in head.lower()
+        if sum(map(len, waited.values())) == count - left:
+            sys.stdout.write("told\n")
+            sys.stdout.flush()
 
     await asyncio.gather(*map(ask, crowd))
     found = {status: [len(each), told[status], max(each)] for status, each in waited.items()}
@@ -81,4 +85,4 @@ async def main(port: int, count: int) -> None:
 if __name__ == "__main__":
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    uvloop.run(main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

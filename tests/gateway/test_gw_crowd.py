@@ -14,7 +14,8 @@ import pytest
 
 from gateway_daemon import listening_socket
 from gateway_process import Client, Gateway, engine, linked, prepared, serving
-from modelsupd.gateway.base import Availability, Limits, Model
+from hosts import fake
+from modelsupd.gateway.base import Availability, Limits, Model, Run
 from waiting import auntil
 
 pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
@@ -75,7 +76,7 @@ def test_nine_thousand_clients_at_once_are_served_or_told_when_to_come_again(tmp
     async def main() -> None:
         gateway = Gateway(tmp_path, prepared(tmp_path, limits=Limits(max_connections=most, idle_timeout_s=600)))
         async with linked(tmp_path, [gateway]) as daemon:
-            with engine(tmp_path, delay_s=0.5) as run, listening_socket() as listening:
+            with engine(tmp_path, hang="completions") as run, listening_socket() as listening:
                 model = Model(
                     name="qwen",
                     availability=Availability.READY,
@@ -89,7 +90,7 @@ def test_nine_thousand_clients_at_once_are_served_or_told_when_to_come_again(tmp
                 watch = Watch(gateway)
                 watch.start()
                 try:
-                    found = await asyncio.to_thread(_asked, listening.getsockname()[1])
+                    found = await asyncio.to_thread(_asked, listening.getsockname()[1], run)
                 finally:
                     worked_s = watch.close()
                 # What all of the crowd asked in one moment is read before anybody is answered: that happens once.
@@ -113,15 +114,20 @@ def test_nine_thousand_clients_at_once_are_served_or_told_when_to_come_again(tmp
     asyncio.run(main())
 
 
-def _asked(port: int) -> dict[str, list[float]]:
-    """Let all of them connect, then ask, then go; return what they got."""
-    words = [sys.executable, str(SCRIPT), str(port), str(CROWD)]
+def _asked(port: int, run: Run) -> dict[str, list[float]]:
+    """Let all of them connect, then ask, then go; return what they got.
+
+    The engine answers nobody before the others have been told: however long all that takes, nobody's place is free yet.
+    """
+    words = [sys.executable, str(SCRIPT), str(port), str(CROWD), str(SERVED + QUEUED)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as crowd:
         assert crowd.stdin is not None
         assert crowd.stdout is not None
         assert crowd.stdout.readline() == "connected\n"
         crowd.stdin.write("\n")
         crowd.stdin.flush()
+        assert crowd.stdout.readline() == "told\n"
+        fake(run.endpoint, hang="")
         found = json.loads(crowd.stdout.readline())
         assert isinstance(found, dict)
         crowd.communicate("\n", timeout=20)
