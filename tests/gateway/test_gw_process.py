@@ -51,6 +51,8 @@ def test_it_serves_what_the_daemon_tells_it_records_and_counts(tmp_path: Path) -
                 await in_thread(lambda: _ask_twice(listening))
                 await auntil(lambda: len(records(tmp_path)) == 2)
                 await auntil(lambda: _told(daemon, "qwen/0#1").requests == 2)
+                # It may have been told while it was under way.
+                await auntil(lambda: _told(daemon, "qwen/0#1").in_flight == 0)
             plain, streamed = records(tmp_path)
             assert (plain["model"], plain["run"], plain["status"], plain["api"]) == ("qwen", "qwen/0#1", 200, "chat")
             assert plain["tokens_out"] > 0
@@ -61,7 +63,6 @@ def test_it_serves_what_the_daemon_tells_it_records_and_counts(tmp_path: Path) -
             text = gateway.ask("/metrics").decode()
             assert 'modelsupd_gateway_requests_total{code="200",model="qwen",replica="qwen/0"} 2.0' in text
             told = _told(daemon, "qwen/0#1")
-            assert told.in_flight == 0
             assert told.events > 1
             assert told.last_delivery_at is not None
 
