@@ -21,12 +21,16 @@ import pytest
 
 from gateway_daemon import Daemon, listening_socket
 from gateway_process import Client, Gateway, engine, linked, prepared, serving, tokens
+from hosts import fake
 from modelsupd.gateway import keyfile, wire
 from modelsupd.gateway.base import Availability, Model, Run
 from modelsupd.gateway.keyfile import Key
 from waiting import auntil
 
 pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two minutes
+
+#: More tokens than any test waits for; an engine that is told to make no pauses any more is through at once.
+ENDLESS = 2000
 
 
 def model(*runs: Run) -> Model:
@@ -119,7 +123,7 @@ def test_it_is_replaced_and_nobody_is_refused_and_no_stream_is_broken(tmp_path: 
             with engine(tmp_path, token_s=0.05) as run, listening_socket() as listening:
                 await serving(daemon, old, listening, model(run))
                 client = Client(listening)
-                stream = await in_thread(lambda: client.chat(stream=True, max_tokens=20))
+                stream = await in_thread(lambda: client.chat(stream=True, max_tokens=ENDLESS))
                 end = threading.Event()
                 served: list[Any] = []
                 asking = threading.Thread(target=_ask_until, args=(listening, end, served))
@@ -136,6 +140,7 @@ def test_it_is_replaced_and_nobody_is_refused_and_no_stream_is_broken(tmp_path: 
                     old.terminate()
                     count = len(served)
                     await auntil(lambda: len(served) > count + 20)
+                    fake(run.endpoint, token_s=0)
                     assert b"[DONE]" in await in_thread(stream.read)
                     client.close()
                     assert await in_thread(lambda: old.process.wait(10)) == 0
@@ -165,11 +170,12 @@ def test_sigterm_lets_answers_finish_and_leaves_the_address_as_it_was(tmp_path: 
             with engine(tmp_path, token_s=0.05) as run, listening_socket() as listening:
                 await serving(daemon, gateway, listening, model(run))
                 streaming, idle = Client(listening), Client(listening)
-                stream = await in_thread(lambda: streaming.chat(stream=True, max_tokens=10))
+                stream = await in_thread(lambda: streaming.chat(stream=True, max_tokens=ENDLESS))
                 await in_thread(lambda: idle.chat(max_tokens=1).read())
                 for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
                     gateway.process.send_signal(number)
                 await auntil(lambda: gateway.health().get("accepting") is False)
+                fake(run.endpoint, token_s=0)
                 assert b"[DONE]" in await in_thread(stream.read)
                 assert await in_thread(lambda: gateway.process.wait(10)) == 0
                 streaming.close()
