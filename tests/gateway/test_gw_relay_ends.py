@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway_front import (
+    TIMEOUT_S,
     Client,
     Engine,
     Relaying,
@@ -109,9 +110,12 @@ def test_an_answer_of_promised_length_that_breaks_off_is_not_made_to_look_whole(
 
 def test_silence_before_and_after_the_first_byte_has_its_limits(tmp_path: Path) -> None:
     async def main() -> None:
-        for answer, expected in ((b"", b"timeout"), (chunked(b"data: 1\n\n", end=False), None)):
+        for answer, expected, first_s in (
+            (b"", b"timeout", 0.1),
+            (chunked(b"data: 1\n\n", end=False), None, TIMEOUT_S),
+        ):
             async with engine(tmp_path, answering(answer)) as made:
-                relaying = Relaying(made.endpoint, first_byte_timeout_s=0.1, stall_s=0.1)
+                relaying = Relaying(made.endpoint, first_byte_timeout_s=first_s, stall_s=0.1)
                 async with fronted(relaying) as served:
                     came = await served.ask(post(more=_CLOSE))
                     assert relaying.failed[0].kind == "timeout"
