@@ -22,9 +22,11 @@ from waiting import until
 Test = Callable[[Inventory], Coroutine[Any, Any, None]]
 
 
-def looking(cards: Cards, test: Test, answer_timeout_s: float = 10, drm: str = "/nonexistent") -> None:
+def looking(
+    cards: Cards, test: Test, answer_timeout_s: Callable[[], float] = lambda: 10, drm: str = "/nonexistent"
+) -> None:
     async def main() -> None:
-        inventory = Inventory(lambda: GpusSpec(nvml=str(cards.nvml), answer_timeout_s=answer_timeout_s), drm)
+        inventory = Inventory(lambda: GpusSpec(nvml=str(cards.nvml), answer_timeout_s=answer_timeout_s()), drm)
         try:
             await test(inventory)
         finally:
@@ -199,18 +201,19 @@ def test_errors_are_told_once(place: Path) -> None:
 
 def test_a_driver_that_hangs_is_given_up_and_asked_again(place: Path) -> None:
     cards = Cards(place / "g", 8)
+    hang = cards.folder / "hang"
 
     async def test(inventory: Inventory) -> None:
         first = await inventory.read()
+        assert len(first.gpus) == 1
         cards.set("hang")
-        began_at = time.monotonic()
-        look = await inventory.read()
-        assert time.monotonic() - began_at < 1
+        look = await asyncio.wait_for(inventory.read(), 10)
         assert look == Look(first.gpus, first.at, "the driver did not answer within 0.2 s")
         cards.set("hang", None)
         assert (await inventory.read()).trouble == ""
 
-    looking(cards, test, answer_timeout_s=0.2)
+    # No reader is started so soon on a busy machine.
+    looking(cards, test, answer_timeout_s=lambda: 0.2 if hang.exists() else 45)
 
 
 def test_a_late_answer_is_not_taken_for_that_to_the_next_question(place: Path) -> None:

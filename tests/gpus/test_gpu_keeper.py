@@ -273,8 +273,8 @@ def test_whose_memory_is_back_cannot_be_told_by_a_driver_that_hangs(place: Path)
 
     async def test(world: World) -> None:
         run = world.run("GPU-0")
-        world.spec = replace(world.spec, answer_timeout_s=0.1)
         assert await world.gpus.memory_back(run, 1) is None
+        world.spec = replace(world.spec, answer_timeout_s=0.1)
         cards.set("hang")
         found = await world.gpus.memory_back(run, 1)
         assert found is not None
