@@ -65,7 +65,7 @@ def test_a_sync_that_fails_is_not_taken_for_done_and_supervision_goes_on(place: 
         assert daemon.daemon is not None
         with strace(daemon.daemon.pid, place, f"fdatasync:error=EIO:when={which}") as said:
             os.kill(first["pid"], signal.SIGKILL)
-            daemon.until_phase("ready", run=2)
+            daemon.until_phase("ready", run=2, traced=True)
             until(lambda: "INJECTED" in said.read_text())
         until(lambda: daemon.client.status()["daemon"]["journal"]["read_only"] is None)
         assert daemon.run("restart", "m").returncode == 0
