@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 
 from hosts import Host, alive, fake, fake_model, host, streaming
 from injecting import strace
+from modelsupd.config import load
+from modelsupd.gatekeeper import Gatekeeper
 from modelsupd.runtime import identity
 from waiting import until
 
@@ -173,6 +176,17 @@ def test_what_was_declared_a_moment_before_it_is_told_to_go_is_ended_too(place: 
         assert owned(daemon) == []
 
 
+def without_settings(daemon: Host) -> Callable[[], object]:
+    """Have the gateway that is declared by now wait for its settings once it is started; return what ends that."""
+    config = load(daemon.config)
+    Gatekeeper(config, replicas=dict, apply=lambda: None, put=lambda _name, _event: None).configure(config)
+    (settings,) = daemon.runtime.glob("gateway-*.json")
+    text = settings.read_bytes()
+    settings.unlink()
+    os.mkfifo(settings)
+    return lambda: settings.write_bytes(text)
+
+
 def test_on_the_way_out_a_gateway_that_takes_over_changes_nothing_any_more(place: Path) -> None:
     """What is declared is not compared again: it would be acted upon while everything is being ended."""
     patient = fake_model("m", "--token-s", "0.05").replace("drain_timeout_s = 2", "drain_timeout_s = 20")
@@ -185,14 +199,13 @@ def test_on_the_way_out_a_gateway_that_takes_over_changes_nothing_any_more(place
         until(lambda: [run["accepts"] for run in runs().values()] == [True])
         with streaming(endpoint, 100_000) as stream:
             daemon.declare(CHANGED + patient)
+            tell_it = without_settings(daemon)
             daemon.send(signal.SIGHUP)
             until(lambda: runs().get("@gateway-2/0", {}).get("pid"), what=daemon.said)
-            fresh = int(str(runs()["@gateway-2/0"]["pid"]))
-            os.kill(fresh, signal.SIGSTOP)
             assert runs()["@gateway-1/0"]["accepts"]
             daemon.send(signal.SIGTERM)
             until(lambda: daemon.replica()["phase"] == "draining")
-            os.kill(fresh, signal.SIGCONT)
+            tell_it()
             until(lambda: runs()["@gateway-2/0"]["accepts"], what=daemon.said)
             assert fake(endpoint)["in_flight"]
             stream.close()
