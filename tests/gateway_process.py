@@ -76,6 +76,10 @@ class Gateway:
             return found
         return {}
 
+    def descriptors(self) -> int:
+        """Return how many files it has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
     def wait_accepting(self, *, accepting: bool = True) -> None:
         until(lambda: self.health().get("accepting") is accepting, what=lambda: self.log)
 

@@ -30,6 +30,7 @@ from gateway_front import (
     post,
 )
 from modelsupd.gateway.base import Limits
+from modelsupd.gateway.connection import Connection
 from modelsupd.gateway.exchange import Exchange
 from modelsupd.gateway.front import Front
 from modelsupd.gateway.listener import Listener, listening
@@ -88,6 +89,17 @@ def test_thousands_of_connections_dropped_at_any_point_leave_nothing_open(tmp_pa
                 served.front.pool.close()
                 await auntil(lambda: made.closed == made.connections)
                 await auntil(lambda: _descriptors() <= before)
+
+    on_uvloop(main())
+
+
+def test_whoever_never_comes_out_of_a_handshake_is_forgotten() -> None:
+    async def main() -> None:
+        async with fronted(Relaying("unix:/nowhere")) as served:
+            greeted = Connection(served.front, greets=True)
+            assert not served.front.deserted()
+            served.front.greeting[greeted] -= 60
+            await auntil(served.front.deserted)
 
     on_uvloop(main())
 

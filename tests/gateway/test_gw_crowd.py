@@ -58,10 +58,6 @@ class Watch(threading.Thread):
         return int(Path(f"/proc/{self._gateway.process.pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def descriptors(gateway: Gateway) -> int:
-    return len(list(Path(f"/proc/{gateway.process.pid}/fd").iterdir()))
-
-
 def needs_descriptors(count: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count:
@@ -86,7 +82,7 @@ def test_nine_thousand_clients_at_once_are_served_or_told_when_to_come_again(tmp
                     retry_after_s=7,
                 )
                 await serving(daemon, gateway, listening, model)
-                before = descriptors(gateway)
+                before = gateway.descriptors()
                 watch = Watch(gateway)
                 watch.start()
                 try:
@@ -106,7 +102,7 @@ def test_nine_thousand_clients_at_once_are_served_or_told_when_to_come_again(tmp
                 }
                 assert all(count == told for status, (count, told, _) in found.items() if status != "200")
                 await auntil(lambda: gateway.health()["connections"] == 0)
-                await auntil(lambda: descriptors(gateway) <= before + 2)
+                await auntil(lambda: gateway.descriptors() <= before + 2)
                 client = Client(listening)
                 assert (await asyncio.to_thread(client.chat)).read()
                 client.close()

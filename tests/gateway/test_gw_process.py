@@ -290,6 +290,30 @@ def test_it_speaks_tls(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_gateway_that_goes_serves_whom_it_has_taken_in_and_still_shakes_hands_with(tmp_path: Path) -> None:
+    """No other gateway can take it any more; over a long way a handshake lasts some tenths of a second."""
+    if subprocess.run(["which", "openssl"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no openssl to make a certificate")
+    names = {name: tmp_path / f"{name}.pem" for name in ("cert", "key")}
+    _certify(names, "first")
+
+    async def main() -> None:
+        gateway = Gateway(tmp_path, prepared(tmp_path, tls_cert=str(names["cert"]), tls_key=str(names["key"])))
+        async with linked(tmp_path, [gateway]) as daemon:
+            with engine(tmp_path) as run, listening_socket() as listening:
+                await serving(daemon, gateway, listening, model(run))
+                before = gateway.descriptors()
+                with socket.create_connection(listening.getsockname(), 10) as plain:
+                    await auntil(lambda: gateway.descriptors() > before, what="it is taken in")
+                    gateway.terminate()
+                    await auntil(lambda: gateway.health().get("accepting") is not True)
+                    _, answer = await in_thread(lambda: _asked_over_tls(plain))
+                assert answer.startswith(b"HTTP/1.1 200 OK")
+                assert await in_thread(lambda: gateway.process.wait(10)) == 0
+
+    asyncio.run(main())
+
+
 def _certify(names: dict[str, Path], subject: str) -> None:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
@@ -299,13 +323,15 @@ def _certify(names: dict[str, Path], subject: str) -> None:
 
 
 def _over_tls(listening: socket.socket) -> tuple[bytes, bytes]:
+    with socket.create_connection(listening.getsockname(), 10) as plain:
+        return _asked_over_tls(plain)
+
+
+def _asked_over_tls(plain: socket.socket) -> tuple[bytes, bytes]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with (
-        socket.create_connection(listening.getsockname(), 10) as plain,
-        context.wrap_socket(plain, server_hostname="x") as client,
-    ):
+    with context.wrap_socket(plain, server_hostname="x") as client:
         client.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: client.recv(65536), b""))
         return client.getpeercert(binary_form=True) or b"", answer

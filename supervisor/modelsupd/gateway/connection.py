@@ -71,8 +71,8 @@ class Connection(Client):
         "deadline",
     )
 
-    def __init__(self, front: Front) -> None:
-        """Wait for `connection_made`."""
+    def __init__(self, front: Front, *, greets: bool = False) -> None:
+        """Wait for `connection_made`; where it `greets`, not before a handshake that may take long, or fail."""
         self._front = front
         self._reader = Reader(front.limits, front)
         self._exchange: Exchange | None = None
@@ -86,6 +86,8 @@ class Connection(Client):
         self.deadline = math.inf
         self.minor = 1
         self.paused = False
+        if greets:
+            front.greeting[self] = self._since
 
     # asyncio.Protocol
 
@@ -94,6 +96,8 @@ class Connection(Client):
         # uvloop's transports are no subclass of asyncio's, so an isinstance would be wrong here.
         self._transport = cast("asyncio.Transport", transport)
         front = self._front
+        if front.greeting:
+            front.greeting.pop(self, None)
         front.accepted += 1
         limit = front.limits.max_connections
         if len(front.connections) >= limit + _TURNED_AWAY:

@@ -31,6 +31,9 @@ _HEARD_IN_ROUNDS = 16
 #: How long an idle connection is left open once the gateway drains: a request may be on its way on it.
 _DRAINING_IDLE_S: Final = 1.0
 
+#: How long whoever was taken in may take for the handshake before the first byte, once the gateway drains.
+_DRAINING_HANDSHAKE_S: Final = 5.0
+
 Handle = Callable[[Exchange], None]
 """Handles an exchange, on the loop, at once."""
 
@@ -64,6 +67,8 @@ class Front(Gauge):
         self.handle = handle
         self.pool = Pool(limits)
         self.connections: set[Timed] = set()
+        self.greeting: dict[Timed, float] = {}
+        """Those taken in of late that are no connections before a handshake is done, and since when, in that order."""
         self.in_flight = 0
         self.accepted = 0
         self.refused: Counter[int] = Counter()
@@ -92,6 +97,10 @@ class Front(Gauge):
         for connection in list(self.connections):
             connection.leave(_DRAINING_IDLE_S)
 
+    def deserted(self) -> bool:
+        """Tell whether nobody is connected any more, nor about to be. Those who never come are forgotten in time."""
+        return not self.connections and not self.greeting
+
     def close(self) -> None:
         """Close everything at once."""
         if self._timer is not None:
@@ -114,6 +123,8 @@ class Front(Gauge):
         self.date = f"date: {formatdate(usegmt=True)}".encode()
         if late:
             return
+        while self.greeting and self.greeting[first := next(iter(self.greeting))] < now - _DRAINING_HANDSHAKE_S:
+            del self.greeting[first]
         for connection in list(self.connections):
             if connection.deadline <= now:
                 connection.expire()

@@ -63,7 +63,7 @@ class Listener:
                 own.setblocking(False)
                 watch(own, self._front.limits.vanished_after_s)
                 server = await loop.create_server(
-                    lambda: cast("asyncio.Protocol", Connection(self._front)),
+                    lambda: cast("asyncio.Protocol", Connection(self._front, greets=tls is not None)),
                     sock=own,
                     backlog=BACKLOG,
                     ssl=tls,

@@ -93,7 +93,7 @@ class Worker:
         self._wish(accept=False)
         self.front.drain()
         log.info("draining", in_flight=self.front.in_flight, connections=len(self.front.connections))
-        while self.front.connections:  # noqa: ASYNC110 - the front has no event for what happens once in its life
+        while not self.front.deserted():  # noqa: ASYNC110 - the front has no event for what happens once in its life
             await asyncio.sleep(_DRAINED_LOOK_S)
         await self._close()
 
