@@ -118,8 +118,9 @@ def leftovers(top: int, core: int) -> Iterator[None]:
     cores = os.sched_getaffinity(0)
     threads = [int(task.name) for pid in (top, *below(top)) for task in Path(f"/proc/{pid}/task").iterdir()]
     for thread in threads:
-        os.sched_setaffinity(thread, {core})
-        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(ProcessLookupError):  # one that has just ended
+            os.sched_setaffinity(thread, {core})
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
     try:
         yield
     finally:
