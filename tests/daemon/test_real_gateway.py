@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ import pytest
 
 import llama_server
 import tiny_gguf
-from hosts import QUICK, Host, alive, host, settled
+from hosts import QUICK, STEADY, Host, alive, host, settled
 from waiting import until
 
 pytestmark = pytest.mark.real
+
+#: Tokens that each of four places has room for, and how many a stream asks for that is not to come to its own end: more
+#: than fit into all that lies between the engine and a client that does not read.
+CONTEXT, ENDLESS = 16384, 16000
 
 #: Plain dictionaries, which the clients take and their types do not.
 ASKED: Any = [{"role": "user", "content": "Tell me of the quiet token."}]
@@ -33,7 +38,7 @@ class Served:
 
     def __init__(self, daemon: Host) -> None:
         self.daemon = daemon
-        daemon.until_phase("ready", timeout_s=30)
+        daemon.until_phase("ready")
 
         def listens() -> bool:
             told = daemon.client.status()["gateway"]
@@ -44,7 +49,7 @@ class Served:
         self.url = f"http://{self.address}"
 
     def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
     def cancelled(self) -> int:
         """Return how many requests were ended by their clients, as the record tells."""
@@ -66,23 +71,30 @@ class Served:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("w") / "tiny.gguf"
-    tiny_gguf.write(path)
+    tiny_gguf.write(path, context_length=CONTEXT)
     return settled(path)
+
+
+@contextmanager
+def serving(place: Path, weights: Path, limits: str = STEADY, stall_s: float = 60) -> Iterator[Served]:
+    binary = llama_server.find()
+    if binary is None:
+        pytest.fail("there is no llama-server on PATH or in the cache: run 'make engines' first")
+    patient = limits.format(name="m").replace("drain_timeout_s = 2", "drain_timeout_s = 30")
+    models = (
+        f"[gateway]\nlisten = '127.0.0.1:0'\n[models.m]\nengine = 'llama.cpp'\nbinary = '{binary}'\n"
+        f"weights = '{weights}'\naliases = ['gpt-4o-mini']\n"
+        f"[models.m.args]\nctx_size = {4 * CONTEXT}\nparallel = 4\n{patient}"
+        f"[models.m.gateway]\nstream_stall_s = {stall_s}\nstart_wait_s = 60\n"
+    )
+    with host(place, models) as daemon:
+        yield Served(daemon)
 
 
 @pytest.fixture
 def served(place: Path, weights: Path) -> Iterator[Served]:
-    binary = llama_server.find()
-    if binary is None:
-        pytest.fail("there is no llama-server on PATH or in the cache: run 'make engines' first")
-    patient = QUICK.format(name="m").replace("drain_timeout_s = 2", "drain_timeout_s = 20")
-    models = (
-        f"[gateway]\nlisten = '127.0.0.1:0'\n[models.m]\nengine = 'llama.cpp'\nbinary = '{binary}'\n"
-        f"weights = '{weights}'\naliases = ['gpt-4o-mini']\n[models.m.args]\nctx_size = 4096\nparallel = 4\n{patient}"
-        "[models.m.gateway]\nstream_stall_s = 2\nstart_wait_s = 20\n"
-    )
-    with host(place, models) as daemon:
-        yield Served(daemon)
+    with serving(place, weights) as one:
+        yield one
 
 
 def test_the_openai_client_streams_and_does_not(served: Served) -> None:
@@ -131,7 +143,7 @@ def test_tools_and_json_reach_the_engine_and_come_back(served: Served) -> None:
 
 
 def test_the_anthropic_client_streams_and_does_not(served: Served) -> None:
-    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0, timeout=30) as client:
+    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0, timeout=60) as client:
         whole = client.messages.create(model="m", messages=ASKED, max_tokens=6)
         assert whole.usage.output_tokens == 6
         with client.messages.stream(model="m", messages=ASKED, max_tokens=6) as stream:
@@ -170,7 +182,7 @@ const whole = await client.chat.completions.create(asked);
 let pieces = 0;
 for await (const piece of await client.chat.completions.create({ ...asked, stream: true }))
   if (piece.choices[0]?.delta?.content) pieces += 1;
-for await (const piece of await client.chat.completions.create({ ...asked, max_tokens: 4000, stream: true }))
+for await (const piece of await client.chat.completions.create({ ...asked, max_tokens: 16000, stream: true }))
   if (piece.choices[0]?.delta?.content) break;
 console.log(JSON.stringify([whole.usage.completion_tokens, pieces]));
 """
@@ -196,14 +208,14 @@ def test_the_javascript_client_streams_and_does_not(served: Served) -> None:
 
 def test_clients_that_go_away_free_the_engine(served: Served) -> None:
     """One after another, as each client does it: none of the four places is left taken."""
-    with served.openai() as client, anthropic.Anthropic(base_url=served.url, api_key="none", timeout=30) as other:
+    with served.openai() as client, anthropic.Anthropic(base_url=served.url, api_key="none", timeout=60) as other:
         for _ in range(4):
-            stream = client.chat.completions.create(model="m", messages=ASKED, max_tokens=4000, stream=True)
+            stream = client.chat.completions.create(model="m", messages=ASKED, max_tokens=ENDLESS, stream=True)
             next(iter(stream))
             stream.close()
-        with other.messages.stream(model="m", messages=ASKED, max_tokens=4000) as left:
+        with other.messages.stream(model="m", messages=ASKED, max_tokens=ENDLESS) as left:
             next(iter(left.text_stream))
-        body = json.dumps({"model": "m", "messages": ASKED, "max_tokens": 4000, "stream": True})
+        body = json.dumps({"model": "m", "messages": ASKED, "max_tokens": ENDLESS, "stream": True})
         words = [
             "curl",
             "-sSN",
@@ -230,7 +242,7 @@ def test_killed_before_the_first_byte_the_client_sees_a_normal_answer(served: Se
         asked = thread.submit(client.chat.completions.create, model="m", messages=ASKED, max_tokens=2)
         until(lambda: served.in_flight() == 1, what="the request is with the engine")
         os.kill(first["pid"], signal.SIGKILL)
-        assert asked.result(30).choices[0].finish_reason == "length"
+        assert asked.result(60).choices[0].finish_reason == "length"
     assert served.daemon.replica()["run"] == 2
 
 
@@ -241,7 +253,7 @@ def stream_text(client: openai.OpenAI, tokens: int) -> Any:  # noqa: ANN401 - th
 def test_killed_in_the_middle_there_is_one_error_and_then_service(served: Served) -> None:
     first = served.daemon.replica()
     with served.openai() as client:
-        stream = stream_text(client, 4000)
+        stream = stream_text(client, ENDLESS)
         next(iter(stream))
         os.kill(first["pid"], signal.SIGKILL)
         with pytest.raises(openai.APIError):
@@ -252,16 +264,17 @@ def test_killed_in_the_middle_there_is_one_error_and_then_service(served: Served
     assert served.daemon.until_phase("ready", run=2)["pid"] != first["pid"]
 
 
-def test_stopped_in_the_middle_it_is_a_stall_and_the_run_is_judged_hung(served: Served) -> None:
-    first = served.daemon.replica()
-    with served.openai() as client:
-        stream = stream_text(client, 4000)
-        next(iter(stream))
-        os.kill(first["pid"], signal.SIGSTOP)
-        with pytest.raises(openai.APIError):
-            list(stream)
-    served.daemon.until_phase("ready", run=2)
-    assert not alive(first["pid"])
+def test_stopped_in_the_middle_it_is_a_stall_and_the_run_is_judged_hung(place: Path, weights: Path) -> None:
+    with serving(place, weights, QUICK, stall_s=2) as served:
+        first = served.daemon.replica()
+        with served.openai() as client:
+            stream = stream_text(client, ENDLESS)
+            next(iter(stream))
+            os.kill(first["pid"], signal.SIGSTOP)
+            with pytest.raises(openai.APIError):
+                list(stream)
+        served.daemon.until_phase("ready", run=2)
+        assert not alive(first["pid"])
 
 
 def test_a_stop_lets_twenty_streams_finish(served: Served) -> None:
@@ -271,4 +284,4 @@ def test_a_stop_lets_twenty_streams_finish(served: Served) -> None:
         for stream in streams:
             pieces = list(stream)
             assert any(piece.choices and piece.choices[0].finish_reason for piece in pieces)
-    served.daemon.until_phase("stopped", timeout_s=30)
+    served.daemon.until_phase("stopped")
