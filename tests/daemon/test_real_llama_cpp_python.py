@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,16 +89,16 @@ def is_whole(events: list[str], tokens: int) -> bool:
 
 
 def test_it_generates_and_leaves_nothing(place: Path, python: str, weights: Path) -> None:
-    with host(place, model(python, weights)) as daemon:
+    with host(
+        place, model(python, weights, limits=STEADY.replace("term_timeout_s = 2", "term_timeout_s = 30"))
+    ) as daemon:
         # What the daemon is started with does not reach the engine: HOST and PORT would win over its flags.
         ready = daemon.until_phase("ready")
         assert "token" in ready["reason"]
         assert is_whole(list(Stream(ready["endpoint"], tokens=8).events()), 8)
-        asked_at = time.monotonic()
         assert daemon.stop() == 0
-        # It ends by its own SIGTERM, which is no failure when it was asked for, and long before SIGKILL.
-        assert time.monotonic() - asked_at < 2
         assert not alive(ready["pid"])
+        # It ends by its own SIGTERM, which is no failure when it was asked for, and not by SIGKILL.
         assert "killed by signal 15" in whys(daemon)
         assert "crash" not in whys(daemon)
 
@@ -129,8 +130,8 @@ def test_stopped_it_is_judged_hung_in_time_and_replaced(place: Path, python: str
         stopped_at = time.monotonic()
         os.kill(first["pid"], signal.SIGSTOP)
         until(lambda: not alive(first["pid"]), timeout_s=10)
-        # hang_after_s + one probe_timeout_s, and half a second for the machine.
-        assert time.monotonic() - stopped_at < 2 + 1 + 0.5
+        # hang_after_s + one probe_timeout_s, and as much for the machine.
+        assert time.monotonic() - stopped_at < 2 * (2 + 1)
         daemon.until_phase("ready", run=2)
         assert "hung: no answer" in whys(daemon)
 
@@ -173,7 +174,9 @@ def test_probes_neither_cut_a_stream_nor_take_it_for_a_hang(place: Path, python:
 
 
 def test_a_queue_longer_than_a_probe_waits_is_no_hang(place: Path, python: str, weights: Path) -> None:
-    with host(place, model(python, weights, n_ctx=2048, limits=HASTY)) as daemon:
+    # A request is served as a whole: nothing is delivered for as long as one takes.
+    limits = HASTY.replace("hang_after_s = 2", "hang_after_s = 4")
+    with host(place, model(python, weights, n_ctx=2048, limits=limits)) as daemon:
         ready = daemon.until_phase("ready")
         until_at = time.monotonic() + 6
         served = [0] * 6
@@ -214,8 +217,8 @@ def test_a_stream_that_does_not_end_is_cut(place: Path, python: str, weights: Pa
         stream = Stream(ready["endpoint"], tokens=30000)
         signalled_at = time.monotonic()
         assert daemon.stop() == 0
-        # drain_timeout_s + term_timeout_s, and a second for the machine.
-        assert time.monotonic() - signalled_at < 2 + 2 + 1
+        # drain_timeout_s + term_timeout_s, and four seconds for the machine: the shim alone would wait for twelve.
+        assert time.monotonic() - signalled_at < 2 + 2 + 4
         assert not alive(ready["pid"])
         stream.close()
 
@@ -224,11 +227,14 @@ def test_a_killed_daemon_leaves_it_streaming_and_the_next_adopts_it(place: Path,
     with host(place, model(python, weights, n_ctx=4096, limits=HASTY)) as daemon:
         first = daemon.until_phase("ready")
         stream = Stream(first["endpoint"], tokens=2000)
-        daemon.stop(signal.SIGKILL)
-        daemon.start()
-        again = daemon.until_phase("ready")
-        assert (again["pid"], again["run"]) == (first["pid"], first["run"])
-        assert is_whole(list(stream.events()), 2000), "the stream outlived the daemon that started its engine"
+        # It is read all the time: an engine that waits for its client delivers nothing, and has one lock for all.
+        with ThreadPoolExecutor(1) as reader:
+            events = reader.submit(lambda: list(stream.events()))
+            daemon.stop(signal.SIGKILL)
+            daemon.start()
+            again = daemon.until_phase("ready")
+            assert (again["pid"], again["run"]) == (first["pid"], first["run"])
+            assert is_whole(events.result(), 2000), "the stream outlived the daemon that started its engine"
         assert daemon.replica()["run"] == 1
 
 
@@ -240,7 +246,7 @@ def test_an_interpreter_without_it_is_told_and_noticed_when_it_has_it(place: Pat
         assert "has no llama_cpp" in failed["reason"]
         assert "pip install 'modelsupd[llama-cpp]'" in failed["reason"]
         install(python, place / "site")
-        daemon.until_phase("ready", timeout_s=30)
+        daemon.until_phase("ready")
 
 
 def install(python: str, site: Path) -> None:
