@@ -24,7 +24,7 @@ pytestmark = pytest.mark.real
 @pytest.fixture(scope="session")
 def weights() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="w")) / "tiny.gguf"
-    tiny_gguf.write(path)
+    tiny_gguf.write(path, context_length=200_000)  # or that is where a stream ends, whatever ctx_size is
     yield settled(path)
     path.unlink()
 
@@ -71,8 +71,8 @@ def test_stopped_it_is_judged_hung_in_time_and_replaced(place: Path, binary: str
         stopped_at = time.monotonic()
         os.kill(first["pid"], signal.SIGSTOP)
         until(lambda: not alive(first["pid"]), timeout_s=10)
-        # hang_after_s + one probe_timeout_s, and half a second for the machine.
-        assert time.monotonic() - stopped_at < 2 + 1 + 0.5
+        # hang_after_s + one probe_timeout_s, and as much for the machine.
+        assert time.monotonic() - stopped_at < 2 * (2 + 1)
         daemon.until_phase("ready", run=2)
         assert "hung: no answer" in whys(daemon)
 
@@ -111,7 +111,7 @@ def test_a_context_too_large_for_memory_is_classified(place: Path, binary: str, 
     limited.write_text(f'#!/bin/sh\nulimit -v 2000000\nexec {binary} "$@"\n')
     limited.chmod(0o755)
     with host(place, model(str(limited), weights, ctx_size=50_000_000)) as daemon:
-        until(lambda: "out-of-memory:" in whys(daemon), timeout_s=20)
+        until(lambda: "out-of-memory:" in whys(daemon))
         assert "backoff" in {record["state"]["phase"]["name"] for record in daemon.records() if record.get("state")}
 
 
@@ -134,8 +134,9 @@ def test_a_stream_that_does_not_end_is_cut(place: Path, binary: str, weights: Pa
         stream = streaming(ready["endpoint"], tokens=190_000)
         signalled_at = time.monotonic()
         assert daemon.stop() == 0
-        # drain_timeout_s + term_timeout_s, and a second for the machine.
-        assert time.monotonic() - signalled_at < 2 + 2 + 1
+        # drain_timeout_s + term_timeout_s, and four seconds for the machine: the shim alone would wait for twelve.
+        assert time.monotonic() - signalled_at < 2 + 2 + 4
+        assert "requests were still in flight after 2 s" in whys(daemon)
         assert not alive(ready["pid"])
         stream.close()
 
@@ -191,7 +192,7 @@ def test_what_show_prints_runs_by_hand(place: Path, binary: str, weights: Path) 
             ["sh", "-c", f"exec {by_hand}"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         try:
-            until(lambda: answers(socket_path), timeout_s=20)
+            until(lambda: answers(socket_path))
         finally:
             started.kill()
             started.wait()
