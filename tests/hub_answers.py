@@ -191,11 +191,8 @@ class Handler(BaseHTTPRequestHandler):
                 (byte,) = cut(content, fault.at, fault.at + 1)
                 self._put(bytes([byte ^ 1]))
                 self._write(content, fault.at + 1, end)
-            elif isinstance(fault, faults.Drip):
-                for at in range(start, stop, fault.piece):
-                    self._write(content, at, min(stop, at + fault.piece))
-                    if self.hub.closing.wait(fault.every_s):
-                        break
+            elif isinstance(fault, faults.Drip | faults.Pause):
+                self._write_slowly(content, start, stop, fault)
             else:
                 self._write(content, start, stop)
         except OSError:  # the client is gone
@@ -207,6 +204,19 @@ class Handler(BaseHTTPRequestHandler):
             self._reset()
         elif isinstance(fault, faults.Stall):
             self._wait_for_the_end()
+
+    def _write_slowly(self, content: Content, start: int, end: int, fault: faults.Drip | faults.Pause) -> None:
+        if isinstance(fault, faults.Pause):
+            middle = min(end, start + fault.after)
+            self._write(content, start, middle)
+            while not fault.go.is_set() and not self.hub.closing.wait(0.005):
+                pass
+            self._write(content, middle, end)
+            return
+        for at in range(start, end, fault.piece):
+            self._write(content, at, min(end, at + fault.piece))
+            if self.hub.closing.wait(fault.every_s):
+                break
 
     def _write(self, content: Content, start: int, end: int) -> None:
         if isinstance(content, bytes):

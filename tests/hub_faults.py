@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 
@@ -45,6 +46,14 @@ class Stall(Fault):
     """Send so many bytes of the body, then nothing more, with the connection open until the hub closes."""
 
     after: int
+
+
+@dataclass(kw_only=True)
+class Pause(Fault):
+    """Send so many bytes of the body, and the rest once `go` is set."""
+
+    after: int
+    go: threading.Event
 
 
 @dataclass(kw_only=True)

@@ -30,7 +30,7 @@ def declared(place: Path, hub: MockHub) -> str:
     if binary is None:
         pytest.fail("there is no llama-server on PATH or in the cache: run 'make engines' first")
     return (
-        f"[weights]\nendpoint = '{hub.url}'\ncache_dir = '{place / 'hub'}'\nattempts = 2\nstall_timeout_s = 1\n"
+        f"[weights]\nendpoint = '{hub.url}'\ncache_dir = '{place / 'hub'}'\nattempts = 2\nstall_timeout_s = 10\n"
         f"backoff_initial_s = 0.05\n[models.m]\nengine = 'llama.cpp'\nbinary = '{binary}'\n"
         f"weights = 'hf:org/tiny/{FILE}'\n[models.m.args]\nctx_size = 512\n{STEADY.format(name='m')}"
     )

@@ -244,7 +244,8 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_is_there_and_it_goes_on_later
     """On a file system that cannot set space aside; where it can, nobody takes away what is to come."""
     data = noise(4 * MIB)
     add(hub, data)
-    hub.faults[KEY] = faults.Stall(after=MIB, times=1)
+    filled = threading.Event()
+    hub.faults[KEY] = faults.Pause(after=MIB, go=filled)
     target = Target.of(hub, place, parts=1)
     disk = OnSmallDisk(target, 6 * MIB, "fallocate:error=EOPNOTSUPP")
     try:
@@ -253,6 +254,7 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_is_there_and_it_goes_on_later
         until(lambda: hub.got(KEY))
         fill = disk.cache / "filler"
         fill.write_bytes(b"x" * (4 * MIB))
+        filled.set()
         full = disk.outcome()
         fill.unlink()
         disk.begin()
