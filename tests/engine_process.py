@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 import llama_server
-from hosts import alive
+from hosts import alive, held_port
 from modelsupd.core.events import Exit, Failure, Outcome, ProbeKind
 from modelsupd.core.spec import ModelSpec
 from modelsupd.engines.base import Adapter, Files, adapter
 from modelsupd.runtime.probe import Result, probe
 from modelsupd.runtime.shim import debris
-from waiting import until
+from waiting import PATIENCE_S, until
 
 
 @dataclass
@@ -54,8 +54,8 @@ class Running:
     def wait_ready(self) -> None:
         until(lambda: self.probe(ProbeKind.START)[0] is Outcome.TOKENS, what=f"the engine generates: {self.log()}")
 
-    def classify(self, timeout_s: float = 15.0) -> Failure:
-        code = self.process.wait(timeout_s)
+    def classify(self) -> Failure:
+        code = self.process.wait(PATIENCE_S)
         how = Exit(code=code) if code >= 0 else Exit(signal=-code)
         return self.adapter.classify(how, self.log())
 
@@ -84,31 +84,29 @@ def running(
     command = adapter(spec.engine).command(
         name, spec, binary=binary or adapter(spec.engine).binary(spec, None), files=Files.declared(spec)
     )
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        port = str(holder.getsockname()[1])
-    values = {"{socket}": f"{folder}/e.sock", "{host}": "127.0.0.1", "{port}": port, "{tmp}": str(folder)}
-    values |= {"{run_dir}": str(folder), "{cache_dir}": f"{folder}/cache"}
+    with held_port() as port:
+        values = {"{socket}": f"{folder}/e.sock", "{host}": "127.0.0.1", "{port}": str(port), "{tmp}": str(folder)}
+        values |= {"{run_dir}": str(folder), "{cache_dir}": f"{folder}/cache"}
 
-    def fill(text: str) -> str:
-        for key, value in values.items():
-            text = text.replace(key, value)
-        return text
+        def fill(text: str) -> str:
+            for key, value in values.items():
+                text = text.replace(key, value)
+            return text
 
-    argv = [fill(word) for word in command.argv]
-    if address_space_kib:
-        argv = ["sh", "-c", 'ulimit -v "$0"; exec "$@"', str(address_space_kib), *argv]
-    env = {key: fill(value) for key, value in command.env.items()}
-    log_path = folder / "engine.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-    endpoint = f"unix:{folder}/e.sock" if command.listen == "unix" else f"http://127.0.0.1:{port}"
-    try:
-        yield Running(name, spec, process, endpoint, log_path)
-    finally:
-        end(process)
+        argv = [fill(word) for word in command.argv]
+        if address_space_kib:
+            argv = ["sh", "-c", 'ulimit -v "$0"; exec "$@"', str(address_space_kib), *argv]
+        env = {key: fill(value) for key, value in command.env.items()}
+        log_path = folder / "engine.log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        endpoint = f"unix:{folder}/e.sock" if command.listen == "unix" else f"http://127.0.0.1:{port}"
+        try:
+            yield Running(name, spec, process, endpoint, log_path)
+        finally:
+            end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

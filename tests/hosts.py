@@ -214,6 +214,15 @@ def host(place: Path, models: str, *, start: bool = True, **how: Any) -> Iterato
         under_test.reap()
 
 
+@contextmanager
+def held_port() -> Iterator[int]:
+    """Yield a port of loopback that nobody else is given meanwhile, for a server that sets SO_REUSEADDR, as most do."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
+
+
 def alive(pid: int) -> bool:
     """Tell whether a process lives; a zombie does not."""
     try:

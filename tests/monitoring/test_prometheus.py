@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import urllib.error
 import urllib.parse
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from hosts import Host, fake_model, host
+from hosts import Host, fake_model, held_port, host
 from waiting import until
 
 pytestmark = pytest.mark.real
@@ -59,9 +58,8 @@ def measured(place: Path, models: str) -> Iterator[tuple[Host, str]]:
 class Prometheus:
     """A real one, on loopback, that asks four times a second."""
 
-    def __init__(self, place: Path, target: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+    def __init__(self, place: Path, target: str, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
         config = place / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 250ms, scrape_timeout: 250ms, evaluation_interval: 250ms}\n"
@@ -88,7 +86,7 @@ class Prometheus:
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 return json.loads(answer.read())["data"]
-        except (urllib.error.URLError, ConnectionError):
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
             assert self.process.poll() is None, self.log.read_text()
             return None
 
@@ -98,7 +96,20 @@ class Prometheus:
         return float(found["result"][0]["value"][1]) if found and len(found["result"]) == 1 else None
 
     def until(self, query: str, value: float) -> None:
-        until(lambda: self.value(query) == value, timeout_s=20, what=f"{query} == {value}: {self.value(query)}")
+        """Wait for a value: none is there just after the daemon took longer for its answer than Prometheus waits."""
+        until(lambda: self.value(query) == value, what=lambda: f"{query} == {value}: {self.value(query)}")
+
+    def until_alert(self, name: str) -> dict[str, dict[str, Any]]:
+        """Wait until an alert fires; return all that do then."""
+        seen: dict[str, dict[str, Any]] = {}
+
+        def fires() -> bool:
+            seen.clear()
+            seen.update(self.alerts())
+            return name in seen
+
+        until(fires, what=lambda: f"{name} fires, and not only {list(seen)}")
+        return seen
 
     def alerts(self) -> dict[str, dict[str, Any]]:
         """Return the alerts that fire, by name and replica."""
@@ -113,13 +124,14 @@ class Prometheus:
 @contextmanager
 def prometheus(place: Path, target: str) -> Iterator[Prometheus]:
     needs("prometheus")
-    server = Prometheus(place, target)
-    try:
-        until(lambda: server.ask("targets"), timeout_s=30, what="Prometheus answers")
-        yield server
-    finally:
-        server.process.terminate()
-        server.process.wait(20)
+    with held_port() as port:
+        server = Prometheus(place, target, port)
+        try:
+            until(lambda: server.ask("targets"), what="Prometheus answers")
+            yield server
+        finally:
+            server.process.terminate()
+            server.process.wait(60)
 
 
 def test_what_is_exposed_passes_the_linter(place: Path) -> None:
@@ -166,11 +178,10 @@ def test_prometheus_reads_the_daemon_and_its_alert_names_a_command_that_works(pl
         server.until('modelsupd_start_seconds_count{replica="m/0"}', 2)
         # The increase is seen, because the series was there at zero before.
         server.until('ceil(increase(modelsupd_replica_restarts_total{replica="m/0",class="crash"}[1m]) > bool 0)', 1)
-        assert (server.value('modelsupd_engine_memory_bytes{replica="m/0"}') or 0) > 1e6
-        assert (server.value("process_resident_memory_bytes") or 0) > 1e7
+        server.until('modelsupd_engine_memory_bytes{replica="m/0"} > bool 1e6', 1)
+        server.until("process_resident_memory_bytes > bool 1e7", 1)
 
-        until(lambda: "ModelsupdReplicaFailed gone/0" in server.alerts(), timeout_s=20)
-        alerts = server.alerts()
+        alerts = server.until_alert("ModelsupdReplicaFailed gone/0")
         assert "ModelsupdReplicaFailed m/0" not in alerts
         commands = _OURS.findall(alerts["ModelsupdReplicaFailed gone/0"]["annotations"]["runbook"])
         assert commands == ["why gone/0", "start gone/0"]
