@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ hang_after_s = 4
 prove_every_s = 3
 [models.m.stop]
 drain_timeout_s = 30
-term_timeout_s = 5
+term_timeout_s = 30
 load_term_timeout_s = 1
 [models.m.restart]
 backoff_initial_s = 0.05
@@ -67,6 +68,19 @@ def model(python: str, folder: Path, *, args: str = "", extra: str = "", limits:
     )
 
 
+def _children(pid: int) -> dict[int, str]:
+    """Return the children of a process and what they are called, without those that have just ended.
+
+    While vLLM loads, it runs one small program after another, to ask for processors and libraries.
+    """
+    found = {}
+    with suppress(OSError):
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            with suppress(OSError):
+                found[child] = Path(f"/proc/{child}/comm").read_text().strip()
+    return found
+
+
 class Tree:
     """The processes of one run of vLLM."""
 
@@ -75,11 +89,9 @@ class Tree:
         self.all = {leader: "leader"}
         below = [leader]
         while below:
-            pid = below.pop()
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for child in map(int, children):
-                self.all[child] = Path(f"/proc/{child}/comm").read_text().strip()
-                below.append(child)
+            children = _children(below.pop())
+            self.all |= children
+            below += children
         self.shared = debris.shared_by(self.all)
 
     def named(self, name: str) -> int:

@@ -38,12 +38,14 @@ def known(python: str, tiny: Path) -> Path:
     place = Path(tempfile.mkdtemp(prefix="k"))  # short, as sockets need it
     first = Host(place, model(python, tiny))
     first.state.mkdir()
-    done = first.run("check", timeout_s=120)
+    began_at = time.monotonic()
+    done = first.run("check", timeout_s=150)
+    asked_s = time.monotonic() - began_at
     assert done.returncode == 0, done.stderr
     (kept,) = (first.state / "engines").iterdir()
     again_at = time.monotonic()
     assert first.run("check").returncode == 0
-    assert time.monotonic() - again_at < 5, "the second time it is not asked again"
+    assert time.monotonic() - again_at < asked_s / 2, "the second time it is not asked again"
     assert kept.exists()
     return first.state / "engines"
 
@@ -117,7 +119,7 @@ def test_it_generates_outlives_the_daemon_and_drains(place: Path, python: str, t
         daemon.send(signal.SIGTERM)
         assert stream.ending() == ("length", 600, "[DONE]")
         assert daemon.daemon is not None
-        assert daemon.daemon.wait(30) == 0
+        assert daemon.daemon.wait(60) == 0
         assert tree.left() == {}
         assert "exit code 0" in whys(daemon)
         assert "crash" not in whys(daemon)
@@ -156,7 +158,7 @@ def test_hung_killed_and_dead_inside_it_is_replaced_whole(place: Path, python: s
         third = daemon.until_phase("ready", run=3, timeout_s=START_S)
         tree = Tree(third["pid"])
         os.kill(tree.core, signal.SIGKILL)
-        daemon.until_phase("starting", run=4, timeout_s=30)
+        daemon.until_phase("starting", run=4)
         assert "exit code 0; " in whys(daemon)
         assert (tree.left(), tree.left_in_memory()) == ({}, [])
         assert daemon.replica()["restarts"] == 3
