@@ -139,7 +139,7 @@ def test_a_stopped_engine_times_out_and_comes_back(engine: Running) -> None:
 
 def test_sigterm_when_idle_ends_it_and_leaves_the_socket_file(engine: Running) -> None:
     engine.process.terminate()
-    assert engine.process.wait(5) == 0
+    assert engine.process.wait(30) == 0
     assert Path(engine.socket_path).exists()
     assert engine.probe(ProbeKind.ALIVE)[0] is Outcome.REFUSED
 
@@ -175,8 +175,9 @@ def test_a_second_sigterm_ends_it_at_once(engine: Running, kind: Kind) -> None:
     engine.process.terminate()
     if stays(engine, kind, 0.3):
         engine.process.terminate()
-        # llama-server calls exit(1) with its threads running, which now and then ends in one signal or another.
-        assert engine.process.wait(5) != 0
+        # llama-server calls exit(1) with its threads running, which now and then ends in one signal or another. It may
+        # also have been about to end by the first SIGTERM, for which see `stays`.
+        assert engine.process.wait(30) != 0 or kind.real
     events.close()  # type: ignore[attr-defined]  # it is a generator
 
 

@@ -102,7 +102,7 @@ def test_it_logs_each_served_request_in_the_form_that_is_looked_for(python: str,
 
 def test_a_chat_format_that_there_is_none_of_is_not_ready(python: str, weights: Path, tmp_path: Path) -> None:
     with running("m", spec(weights, chat_format="zz"), tmp_path, binary=python) as engine:
-        until(lambda: engine.probe(ProbeKind.ALIVE)[0] is Outcome.ANSWERED, timeout_s=20)
+        until(lambda: engine.probe(ProbeKind.ALIVE)[0] is Outcome.ANSWERED, what=engine.log)
         outcome, evidence, *_ = engine.probe(ProbeKind.START)
     assert outcome is Outcome.FAILED
     assert "zz" in evidence

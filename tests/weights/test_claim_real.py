@@ -134,7 +134,7 @@ def wait_for(process: subprocess.Popen[bytes], log: Path, pattern: str) -> str:
         assert process.poll() is None, log.read_text()[-2000:]
         return re.search(pattern, log.read_text())
 
-    until(lambda: found() is not None, timeout_s=30)
+    until(lambda: found() is not None)
     match = found()
     assert match is not None
     return match[1]
