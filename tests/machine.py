@@ -160,9 +160,9 @@ class Machine(Watched):
                 stderr=console,
                 start_new_session=True,  # an interrupt from the keyboard is for the tests, which then end the machine
             )
-        until(self._find_init, timeout_s=20, what=f"a booted machine: {self.console()}")
+        until(self._find_init, what=lambda: f"a booted machine: {self.console()}")
         self.client = Client(self.root / "run/modelsupd")
-        until((self.root / "run/systemd/private").exists, timeout_s=30, what=f"systemd: {self.console()}")
+        until((self.root / "run/systemd/private").exists, what=lambda: f"systemd: {self.console()}")
         started = self.run("systemctl", "is-system-running", "--wait", check=False).stdout.strip()
         # nspawn's file is deleted, and on such a one nothing can be mounted.
         self.run("sh", "-c", f"while umount {_BOOT_ID}; do :; done 2>&-; mount --bind /etc/boot-id {_BOOT_ID}")
