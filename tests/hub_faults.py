@@ -57,6 +57,13 @@ class Pause(Fault):
 
 
 @dataclass(kw_only=True)
+class Hold(Fault):
+    """Send the head of an answer, and the body when this is let go: `let_go` is set, for all requests that it holds."""
+
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(kw_only=True)
 class Drip(Fault):
     """Send slowly: `piece` bytes every `every_s` seconds."""
 

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from hosts import settled, small_gguf
+from hub_faults import Hold
+from mock_hub import MockHub
 from modelsupd.core.events import Failure, FailureClass
 from modelsupd.runtime.fetching import worker_env
-from modelsupd.weights.base import LocalSource, Part, Role, Settings
+from modelsupd.weights.base import HubSource, LocalSource, Part, Progress, Role, Settings
 from modelsupd.weights.verdicts import Verdicts
 from modelsupd.weights.wire import Finished, Job, job_line, read_report, report_line
 
@@ -35,6 +38,27 @@ def test_a_worker_throws_away_what_nobody_asked_for_in_months(place: Path) -> No
     assert read_report(said.splitlines()[-1]) == Finished()
     assert [kept.name for kept in forgotten.parent.iterdir()] != []
     assert not forgotten.exists()
+
+
+def test_a_worker_tells_how_far_it_has_come_before_a_hub_falls_silent(place: Path) -> None:
+    held = Hold(only_from=3 << 16)
+    with MockHub() as hub:
+        repo = hub.add("org/m", {"m.gguf": small_gguf(size_bytes=1 << 20)}, lfs={"m.gguf"})
+        hub.faults["org/m/m.gguf"] = held
+        limits: dict[str, Any] = {"part_bytes": 1 << 16, "min_free_bytes": 0, "stall_timeout_s": 20, "attempts": 1}
+        settings = Settings(place / "hub", place / "state", endpoint=hub.url, **limits)
+        job = Job((Part(Role.WEIGHTS, HubSource("org/m", file="m.gguf")),), (None,), settings, "llama.cpp")
+        command, pipe = [sys.executable, "-I", "-m", "modelsupd.weights.worker"], subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=worker_env(os.environ)) as worker:
+            assert worker.stdin
+            assert worker.stdout
+            worker.stdin.write(job_line(job))
+            worker.stdin.flush()
+            reports = (read_report(line) for line in worker.stdout)
+            told = next(each for each in reports if isinstance(each, Progress) and each.done_bytes >= 3 << 16)
+            assert told.total_bytes == repo.file("m.gguf").size
+            held.let_go.set()
+            assert [*reports][-1] == Finished()
 
 
 def test_a_worker_uses_the_tokens_that_the_command_line_would_use_and_no_other() -> None:

@@ -6,6 +6,7 @@ of files that anybody may have made. It ends when it is told to, and when its da
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -30,24 +31,45 @@ REPORT_EVERY_S = 0.2
 
 
 class _Reporter:
-    """Writes reports; of progress no more than people can read."""
+    """Writes reports; of progress no more than people can read, and the last of it however long nothing follows."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
         self._lock = threading.Lock()
         self._next_at = 0.0
+        self._kept: Progress | None = None
 
     def __call__(self, report: Report) -> None:
         with self._lock:
-            now = time.monotonic()
             if isinstance(report, Progress):
-                if now < self._next_at:
+                left_s = self._next_at - time.monotonic()
+                if left_s > 0:
+                    self._keep(report, left_s)
                     return
-                self._next_at = now + REPORT_EVERY_S
+                self._next_at = time.monotonic() + REPORT_EVERY_S
             elif isinstance(report, FileDone):
                 self._next_at = 0.0
-            self._out.write(report_line(report))
-            self._out.flush()
+            self._kept = None
+            self._write(report)
+
+    def _keep(self, progress: Progress, left_s: float) -> None:
+        """Tell it when it is time, unless there is something newer by then."""
+        if self._kept is None:
+            timer = threading.Timer(left_s, self._tell_kept)
+            timer.daemon = True
+            timer.start()
+        self._kept = progress
+
+    def _tell_kept(self) -> None:
+        with self._lock, contextlib.suppress(OSError):  # that the daemon is gone is seen elsewhere
+            kept, self._kept = self._kept, None
+            if kept is not None:
+                self._next_at = time.monotonic() + REPORT_EVERY_S
+                self._write(kept)
+
+    def _write(self, report: Report) -> None:
+        self._out.write(report_line(report))
+        self._out.flush()
 
 
 def main() -> int:
