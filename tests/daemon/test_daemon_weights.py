@@ -15,7 +15,7 @@ import pytest
 
 from filled_cache import tiny_safetensors
 from hosts import NAMESPACE, Host, fake_model, host, settled, small_gguf, whys
-from hub_faults import Drop, Stall, Status, Wrong
+from hub_faults import Drop, Hold, Stall, Status, Wrong
 from injecting import strace
 from mock_hub import MockHub, Repo
 from modelsupd.weights.cache import Repo as Cached
@@ -26,6 +26,9 @@ pytestmark = pytest.mark.real  # takes long; `make test` has to stay under two m
 SIZE = 1 << 20
 FILE = "m.gguf"
 NAME = f"org/m/{FILE}"
+
+#: From here on nothing comes of a file that a hub holds back; the bytes before it come in parts, and are told of.
+HELD_FROM = SIZE // 4
 
 
 @pytest.fixture
@@ -40,10 +43,10 @@ def repo(hub: MockHub) -> Repo:
 
 
 def declared(place: Path, hub: MockHub, *models: str, more: str = "") -> str:
-    """Return the part of models.toml below [daemon], with limits that make a fetch fail quickly."""
+    """Return the part of models.toml below [daemon], with limits that make a fetch fail quickly, if not for silence."""
     weights = (
         f"[weights]\nendpoint = '{hub.url}'\ncache_dir = '{place / 'hub'}'\nattempts = 3\npart_bytes = 65536\n"
-        f"backoff_initial_s = 0.02\nbackoff_max_s = 0.05\nstall_timeout_s = 0.5\nmin_free_bytes = 0\n{more}\n"
+        f"backoff_initial_s = 0.02\nbackoff_max_s = 0.05\nstall_timeout_s = 60\nmin_free_bytes = 0\n{more}\n"
     )
     return weights + "\n".join(models or (of_hub(),))
 
@@ -90,11 +93,12 @@ def fetching(daemon: Host, at_least: int = 1) -> dict[str, Any]:
 
 
 def test_weights_are_fetched_verified_and_then_start_without_a_hub(place: Path, hub: MockHub, repo: Repo) -> None:
-    hub.faults[NAME] = Stall(after=SIZE // 2, times=1)
+    hub.faults[NAME] = held = Hold(only_from=HELD_FROM)
     with host(place, declared(place, hub)) as daemon:
         shown = fetching(daemon)
         assert shown["total_bytes"] == repo.file(FILE).size
         assert "fetching" in daemon.replica()["reason"]
+        held.let_go.set()
         first = daemon.until_phase("ready")
         path = weights_of(first["pid"])
         assert path.read_bytes() == small_gguf(size_bytes=SIZE)
@@ -135,7 +139,7 @@ def test_an_engine_that_is_given_a_folder_finds_what_was_verified_and_nothing_el
 
 @pytest.mark.real
 def test_a_stop_keeps_what_was_fetched_and_a_start_goes_on_from_there(place: Path, hub: MockHub, repo: Repo) -> None:
-    hub.faults[NAME] = Stall(after=SIZE // 4)
+    hub.faults[NAME] = Stall(after=0, only_from=HELD_FROM)
     with host(place, declared(place, hub)) as daemon:
         fetching(daemon, SIZE // 8)
         daemon.client.command("stop", "m")
@@ -153,7 +157,7 @@ def test_a_stop_keeps_what_was_fetched_and_a_start_goes_on_from_there(place: Pat
 def test_a_daemon_that_ends_ends_its_worker_and_the_next_one_goes_on(
     place: Path, hub: MockHub, repo: Repo, number: signal.Signals
 ) -> None:
-    hub.faults[NAME] = Stall(after=SIZE // 4)
+    hub.faults[NAME] = Stall(after=0, only_from=HELD_FROM)
     with host(place, declared(place, hub)) as daemon:
         fetching(daemon, SIZE // 8)
         daemon.stop(number)
@@ -167,7 +171,7 @@ def test_a_daemon_that_ends_ends_its_worker_and_the_next_one_goes_on(
 
 @pytest.mark.real
 def test_a_worker_that_is_killed_is_no_failure_of_the_model(place: Path, hub: MockHub, repo: Repo) -> None:
-    hub.faults[NAME] = Stall(after=SIZE // 4)
+    hub.faults[NAME] = Stall(after=0, only_from=HELD_FROM)
     with host(place, declared(place, hub)) as daemon:
         fetching(daemon, SIZE // 8)
         for pid in workers(place):
@@ -256,7 +260,7 @@ def test_offline_names_what_is_missing_and_how_to_bring_it(place: Path, hub: Moc
 @pytest.mark.real
 def test_replicas_share_one_fetch_and_models_wait_for_one_another(place: Path, hub: MockHub, repo: Repo) -> None:
     hub.add("org/n", {FILE: small_gguf(1, size_bytes=SIZE)}, lfs={FILE})
-    hub.faults[NAME] = hub.faults[f"org/n/{FILE}"] = Stall(after=SIZE // 4)
+    hub.faults[NAME] = hub.faults[f"org/n/{FILE}"] = held = Hold()
     models = of_hub("m", extra="replicas = 2"), of_hub("n", f"hf:org/n/{FILE}")
     with host(place, declared(place, hub, *models, more="downloads = 1")) as daemon:
         until(
@@ -264,7 +268,7 @@ def test_replicas_share_one_fetch_and_models_wait_for_one_another(place: Path, h
             what="one waits for the other",
         )
         assert len(workers(place)) == 1
-        hub.faults.clear()
+        held.let_go.set()
         for name in ("m/0", "m/1", "n/0"):
             daemon.until_phase("ready", name=name)
         assert repo.file(FILE).size <= hub.body_bytes_sent < 4 * SIZE
@@ -300,21 +304,22 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_goes_on_when_there_is_spa
     mount = f"mount -t tmpfs -o size=2m,mode=0700 none {place}/hub"
     if subprocess.run([*NAMESPACE, "sh", "-c", mount], check=False, capture_output=True).returncode != 0:
         pytest.skip("no tmpfs can be mounted in a namespace here (user namespaces are off)")
-    hub.faults[NAME] = Stall(after=SIZE // 2, times=1)
+    hub.faults[NAME] = held = Hold(only_from=HELD_FROM)
     models = of_hub(extra="start = 'manual'"), fake_model("other")
-    with host(place, declared(place, hub, *models), start=False) as daemon, contextlib.ExitStack() as held:
+    with host(place, declared(place, hub, *models), start=False) as daemon, contextlib.ExitStack() as traced:
         daemon.start(wrapped=[*NAMESPACE, "sh", "-c", f'{mount} && : > {place}/hub/filler && exec "$@"', "sh"])
         assert daemon.daemon is not None
         # The files of the namespace are reached through the daemon's own root.
         filler = Path(f"/proc/{daemon.daemon.pid}/root{place}/hub/filler")
         other = daemon.until_phase("ready", name="other/0")
         if when == "in the middle":
-            held.enter_context(strace(daemon.daemon.pid, place, "fallocate:error=EOPNOTSUPP"))
+            traced.enter_context(strace(daemon.daemon.pid, place, "fallocate:error=EOPNOTSUPP"))
             daemon.client.command("start", "m")
-            fetching(daemon)
+            fetching(daemon, HELD_FROM)
         with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             for _ in range(1_500):
                 file.write(bytes(1000))
+        held.let_go.set()
         if when == "before":
             daemon.client.command("start", "m")
         waiting = daemon.until_phase("backoff")
@@ -328,7 +333,7 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_goes_on_when_there_is_spa
         filler.unlink()
         daemon.until_phase("ready")
         if when == "in the middle":
-            assert hub.body_bytes_sent - before <= repo.file(FILE).size - SIZE // 4, "it went on from what was there"
+            assert hub.body_bytes_sent - before <= repo.file(FILE).size - HELD_FROM, "it went on from what was there"
         now = daemon.replica("other/0")
         assert (now["phase"], now["pid"], now["restarts"]) == ("ready", other["pid"], 0)
 
