@@ -128,10 +128,10 @@ class Connection:
         except ValueError as error:
             self.error(400, str(error), "invalid_request_error")
             return
-        start_faults(engine)
         told = {"faults": engine.faults.all(), "counts": engine.counts, "in_flight": engine.in_flight}
         told["orders"] = engine.orders
         self.send(200, {**told, "pid": os.getpid(), "argv": sys.argv, "environ": dict(os.environ)})
+        start_faults(engine)  # one that ends this process must not end the answer
 
     def generate(self, path: str, body: bytes) -> None:
         """Answer a completion, chat or embedding; counts as in flight for as long as it takes."""
