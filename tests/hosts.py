@@ -234,9 +234,9 @@ def alive(pid: int) -> bool:
 
 def fake(endpoint: str, **settings: Any) -> dict[str, Any]:  # noqa: ANN401 - settings of any type
     """Change what is wrong with a running fake engine; return its state."""
-    connection = http.client.HTTPConnection("localhost", timeout=5)
+    connection = http.client.HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.settimeout(5)
+    connection.sock.settimeout(30)
     connection.sock.connect(endpoint.removeprefix("unix:"))
     connection.request("POST", "/fake", json.dumps(settings))
     answer: dict[str, Any] = json.loads(connection.getresponse().read())

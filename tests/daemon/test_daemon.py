@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import fake_engine
 from hosts import QUICK, alive, fake, fake_model, host, settled, small_gguf, streaming, whys
@@ -139,22 +141,27 @@ def test_an_engine_that_is_polite_and_generates_nothing_is_hung(place: Path) -> 
 def test_a_stopped_engine_is_judged_hung_in_time(place: Path) -> None:
     with host(place, fake_model()) as daemon:
         first = daemon.until_phase("ready")
-        stopped_at = time.monotonic()
         os.kill(first["pid"], signal.SIGSTOP)
-        until(lambda: not alive(first["pid"]), timeout_s=10)
-        # hang_after_s + one probe_timeout_s, and half a second for the machine.
-        assert time.monotonic() - stopped_at < 2 + 1 + 0.5
+        until(lambda: not alive(first["pid"]))
         daemon.until_phase("ready", run=2)
-        assert "hung: no answer" in whys(daemon)
+        # In time is by the second probe that has no answer, which is hang_after_s and one probe_timeout_s at most; how
+        # many seconds that takes in the end is the machine's. A daemon that stood still itself asks once more.
+        in_time = re.search("hung: no answer.* 2 probes failed in a row", whys(daemon))
+        assert in_time or "got no CPU" in daemon.said(), whys(daemon)
 
 
 def test_zero_tokens_are_not_ready_and_the_reason_says_so(place: Path) -> None:
     limits = "start_stall_s = 1.5\n[models.m.stop]"
     with host(place, fake_model("m", "--zero-tokens").replace("[models.m.stop]", limits)) as daemon:
-        until(lambda: "zero tokens" in daemon.replica()["reason"])
-        assert daemon.replica()["phase"] == "starting"
-        daemon.until_phase("backoff", "resolving", "spawning", run=1)
-        assert "start-stalled: no progress for 1.5 s; last:" in whys(daemon)
+        seen: dict[str, Any] = {}
+
+        def told() -> bool:
+            seen.update(daemon.replica())
+            return "zero tokens" in seen["reason"]
+
+        until(told, what=daemon.said)
+        assert seen["phase"] == "starting"
+        until(lambda: "start-stalled: no progress for 1.5 s; last:" in whys(daemon), what=lambda: whys(daemon))
 
 
 def test_a_crash_loop_ends_in_failed_and_an_operator_starts_it_again(place: Path) -> None:
@@ -234,13 +241,13 @@ def test_a_stream_in_flight_is_finished(place: Path) -> None:
         # The drain of such an engine is over when its connections are closed.
         stream.close()
         assert daemon.daemon is not None
-        assert daemon.daemon.wait(10) == 0
+        assert daemon.daemon.wait(60) == 0
 
 
 def test_two_daemons_do_not_share_a_directory(place: Path) -> None:
     with host(place, fake_model()) as daemon:
         daemon.until_phase("ready")
-        second = subprocess.run(daemon.command("run"), capture_output=True, text=True, timeout=20, check=False)
+        second = subprocess.run(daemon.command("run"), capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode != 0
         assert str(daemon.daemon.pid if daemon.daemon else 0) in second.stderr
         assert "cannot start" in second.stderr
@@ -259,7 +266,7 @@ def test_the_service_manager_hears_what_it_needs(place: Path) -> None:
     path = str(place / "notify.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
-        manager.settimeout(10)
+        manager.settimeout(60)
         with host(place, fake_model(), start=False) as daemon:
             daemon.start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"})
             hear(manager, "READY=1")
@@ -277,9 +284,11 @@ def test_how_far_loading_has_come_is_told(place: Path) -> None:
     weights = settled(place / "w.gguf", small_gguf())
     server = fake_engine.install(place)
     model = f"[models.m]\nengine = 'llama.cpp'\nbinary = '{server}'\nweights = '{weights}'\n"
-    loads = "[models.m.args]\nload_s = 2\n" + QUICK.format(name="m")
+    loads = "[models.m.args]\nload_s = 1000\n" + QUICK.format(name="m")
     with host(place, model + loads) as daemon:
-        until(lambda: "its log: " in daemon.replica()["reason"], what=f"{daemon.replica()} {daemon.said()}")
+        until(lambda: "its log: " in daemon.replica()["reason"], what=lambda: f"{daemon.replica()} {daemon.said()}")
+        until(lambda: "Loading model" in daemon.replica()["reason"])
+        fake(daemon.replica()["endpoint"], load_s=0.001)
         daemon.until_phase("ready")
 
 

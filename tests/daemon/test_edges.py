@@ -27,7 +27,7 @@ def logging_to(place: Path, write_fd: int) -> Iterator[Host]:
     daemon.daemon = subprocess.Popen(daemon.command("run"), stdout=write_fd, stderr=write_fd)
     os.close(write_fd)
     try:
-        until(daemon.answers, timeout_s=20)
+        until(daemon.answers)
         yield daemon
     finally:
         if not daemon.ended():
@@ -90,11 +90,11 @@ def test_with_the_runtime_directory_on_the_full_disk_an_engine_is_restarted_too(
         daemon.daemon = subprocess.Popen([*inside, *daemon.command("run")], stdout=log, stderr=log)
     disk = Path(f"/proc/{daemon.daemon.pid}/root{place}/disk")
     try:
-        until(lambda: daemon.ended() or generated(daemon, 1), timeout_s=20)
+        until(lambda: daemon.ended() or generated(daemon, 1))
         assert not daemon.ended(), daemon.said()
         fill(disk / "filler")
         os.kill(pid_of(daemon, 1), signal.SIGKILL)
-        until(lambda: generated(daemon, 2), timeout_s=20, what="the second run generates")
+        until(lambda: generated(daemon, 2), what="the second run generates")
         (disk / "filler").unlink()
         assert daemon.stop() == 0, daemon.said()
     finally:

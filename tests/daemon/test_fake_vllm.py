@@ -95,5 +95,5 @@ def test_a_stop_while_it_loads_does_not_wait_for_sigterm(place: Path, tiny: Path
         asked_at = time.monotonic()
         daemon.client.command("stop", "m")
         daemon.until_phase("stopped")
-        assert time.monotonic() - asked_at < 5
+        assert time.monotonic() - asked_at < 30, "SIGTERM alone is waited for twice as long"
         assert not alive(starting["pid"])
