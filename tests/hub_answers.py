@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 #: At most so many bytes in memory are sent at once, so that what a client never took is not counted as sent.
 _PIECE = 1 << 20
 
-#: How often who holds an answer back looks whether the hub closes, in seconds.
-_LOOK_EVERY_S = 0.02
-
 
 class Handler(BaseHTTPRequestHandler):
     """One connection, with as many requests as the client cares to send."""
@@ -182,7 +179,6 @@ class Handler(BaseHTTPRequestHandler):
         length += fault.by if isinstance(fault, faults.Length) else 0
         self._send(status, headers | {"Content-Length": str(max(0, length))})
         if self.command != "HEAD":
-            self._wait_while_held(fault)
             self._send_bytes(file.content, start, end, fault)
 
     def _send_bytes(self, content: Content, start: int, end: int, fault: faults.Fault | None) -> None:
@@ -310,12 +306,6 @@ class Handler(BaseHTTPRequestHandler):
                 break
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
-
-    def _wait_while_held(self, fault: faults.Fault | None) -> None:
-        """Wait until a fault that holds answers back is let go, or the hub closes."""
-        while isinstance(fault, faults.Hold) and not self.hub.closing.is_set():
-            if fault.let_go.wait(_LOOK_EVERY_S):
-                break
 
     def _wait_for_the_end(self) -> None:
         """Hold the connection open until the hub closes."""

@@ -50,17 +50,10 @@ class Stall(Fault):
 
 @dataclass(kw_only=True)
 class Pause(Fault):
-    """Send so many bytes of the body, and the rest once `go` is set."""
+    """Send so many bytes of the body, and the rest once `go` is set, for all requests that it holds."""
 
-    after: int
-    go: threading.Event
-
-
-@dataclass(kw_only=True)
-class Hold(Fault):
-    """Send the head of an answer, and the body when this is let go: `let_go` is set, for all requests that it holds."""
-
-    let_go: threading.Event = field(default_factory=threading.Event)
+    after: int = 0
+    go: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(kw_only=True)

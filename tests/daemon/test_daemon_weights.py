@@ -15,7 +15,7 @@ import pytest
 
 from filled_cache import tiny_safetensors
 from hosts import NAMESPACE, Host, fake_model, host, settled, small_gguf, whys
-from hub_faults import Drop, Hold, Stall, Status, Wrong
+from hub_faults import Drop, Pause, Stall, Status, Wrong
 from injecting import strace
 from mock_hub import MockHub, Repo
 from modelsupd.weights.cache import Repo as Cached
@@ -93,12 +93,12 @@ def fetching(daemon: Host, at_least: int = 1) -> dict[str, Any]:
 
 
 def test_weights_are_fetched_verified_and_then_start_without_a_hub(place: Path, hub: MockHub, repo: Repo) -> None:
-    hub.faults[NAME] = held = Hold(only_from=HELD_FROM)
+    hub.faults[NAME] = held = Pause(only_from=HELD_FROM)
     with host(place, declared(place, hub)) as daemon:
         shown = fetching(daemon)
         assert shown["total_bytes"] == repo.file(FILE).size
         assert "fetching" in daemon.replica()["reason"]
-        held.let_go.set()
+        held.go.set()
         first = daemon.until_phase("ready")
         path = weights_of(first["pid"])
         assert path.read_bytes() == small_gguf(size_bytes=SIZE)
@@ -260,7 +260,7 @@ def test_offline_names_what_is_missing_and_how_to_bring_it(place: Path, hub: Moc
 @pytest.mark.real
 def test_replicas_share_one_fetch_and_models_wait_for_one_another(place: Path, hub: MockHub, repo: Repo) -> None:
     hub.add("org/n", {FILE: small_gguf(1, size_bytes=SIZE)}, lfs={FILE})
-    hub.faults[NAME] = hub.faults[f"org/n/{FILE}"] = held = Hold()
+    hub.faults[NAME] = hub.faults[f"org/n/{FILE}"] = held = Pause()
     models = of_hub("m", extra="replicas = 2"), of_hub("n", f"hf:org/n/{FILE}")
     with host(place, declared(place, hub, *models, more="downloads = 1")) as daemon:
         until(
@@ -268,7 +268,7 @@ def test_replicas_share_one_fetch_and_models_wait_for_one_another(place: Path, h
             what="one waits for the other",
         )
         assert len(workers(place)) == 1
-        held.let_go.set()
+        held.go.set()
         for name in ("m/0", "m/1", "n/0"):
             daemon.until_phase("ready", name=name)
         assert repo.file(FILE).size <= hub.body_bytes_sent < 4 * SIZE
@@ -304,7 +304,7 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_goes_on_when_there_is_spa
     mount = f"mount -t tmpfs -o size=2m,mode=0700 none {place}/hub"
     if subprocess.run([*NAMESPACE, "sh", "-c", mount], check=False, capture_output=True).returncode != 0:
         pytest.skip("no tmpfs can be mounted in a namespace here (user namespaces are off)")
-    hub.faults[NAME] = held = Hold(only_from=HELD_FROM)
+    hub.faults[NAME] = held = Pause(only_from=HELD_FROM)
     models = of_hub(extra="start = 'manual'"), fake_model("other")
     with host(place, declared(place, hub, *models), start=False) as daemon, contextlib.ExitStack() as traced:
         daemon.start(wrapped=[*NAMESPACE, "sh", "-c", f'{mount} && : > {place}/hub/filler && exec "$@"', "sh"])
@@ -319,7 +319,7 @@ def test_a_disk_that_fills_up_says_what_is_missing_and_goes_on_when_there_is_spa
         with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             for _ in range(1_500):
                 file.write(bytes(1000))
-        held.let_go.set()
+        held.go.set()
         if when == "before":
             daemon.client.command("start", "m")
         waiting = daemon.until_phase("backoff")

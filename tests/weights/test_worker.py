@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hosts import settled, small_gguf
-from hub_faults import Hold
+from hub_faults import Pause
 from mock_hub import MockHub
 from modelsupd.core.events import Failure, FailureClass
 from modelsupd.runtime.fetching import worker_env
@@ -41,7 +41,7 @@ def test_a_worker_throws_away_what_nobody_asked_for_in_months(place: Path) -> No
 
 
 def test_a_worker_tells_how_far_it_has_come_before_a_hub_falls_silent(place: Path) -> None:
-    held = Hold(only_from=3 << 16)
+    held = Pause(only_from=3 << 16)
     with MockHub() as hub:
         repo = hub.add("org/m", {"m.gguf": small_gguf(size_bytes=1 << 20)}, lfs={"m.gguf"})
         hub.faults["org/m/m.gguf"] = held
@@ -57,7 +57,7 @@ def test_a_worker_tells_how_far_it_has_come_before_a_hub_falls_silent(place: Pat
             reports = (read_report(line) for line in worker.stdout)
             told = next(each for each in reports if isinstance(each, Progress) and each.done_bytes >= 3 << 16)
             assert told.total_bytes == repo.file("m.gguf").size
-            held.let_go.set()
+            held.go.set()
             assert [*reports][-1] == Finished()
 
 
