@@ -40,6 +40,7 @@ class Relaying:
     """A service that relays everything to one run, and keeps what it is told."""
 
     endpoint: str
+    unread_timeout_s: float | None = None
     first_byte_timeout_s: float = 5.0
     stall_s: float = 5.0
     final: bytes = b'data: {"error": "the engine died"}\n\ndata: [DONE]\n\n'
@@ -61,7 +62,7 @@ class Relaying:
         observer = self.observer()
         self.observers.append(observer)
         exchange.relay(
-            Run("m/0", 1, self.endpoint),
+            Run("m/0", 1, self.endpoint, unread_timeout_s=self.unread_timeout_s),
             headers_added=[(b"x-modelsupd-run", b"m/0#1")],
             observer=observer,
             on_failed=lambda failure: self.on_failed(exchange, failure),

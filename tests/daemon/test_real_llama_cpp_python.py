@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 import llama_cpp_python
 import tiny_gguf
+from gateway_client import Client, behind, limits
 from hosts import QUICK, STEADY, Host, alive, host, whys
 from waiting import until
 
@@ -199,6 +201,30 @@ def test_a_queue_longer_than_a_probe_waits_is_no_hang(place: Path, python: str, 
         assert all(served), served
         after = daemon.until_phase("ready")
         assert (after["pid"], after["run"], after["restarts"]) == (ready["pid"], 1, 0)
+
+
+def test_a_client_that_does_not_read_takes_nobody_elses_answer_away(place: Path, python: str, weights: Path) -> None:
+    """The engine waits for it and holds its only lock, so that no probe gets a token either."""
+    endless = {"model": "m", "stream": True, "max_tokens": 60_000, "messages": [{"role": "user", "content": "x"}]}
+    hasty = HASTY.replace("hang_after_s = 2", "hang_after_s = 6")
+    small = "limits.stream_buffer_bytes = 65536\n"
+    declared = behind(model(python, weights, n_ctx=65536, limits=hasty), limits(), more=small)
+    with host(place, declared) as daemon, socket.socket() as idle:
+        daemon.until_phase("ready")
+        client = Client(daemon)
+        # So that the kernel keeps little of what is not read.
+        idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        idle.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500)
+        idle.connect((client.host, int(client.port)))
+        body = json.dumps(endless).encode()
+        idle.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        idle.sendall(b"content-length: %d\r\n\r\n" % len(body) + body)
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        assert json.loads(client.text())["choices"]
+        client.close()
+        log = daemon.state / "gateway" / "access.log"
+        until(lambda: log.exists() and '"ended_by":"client"' in log.read_text())
+        assert daemon.replica()["run"] == 1
 
 
 def test_a_stream_in_flight_is_finished(place: Path, python: str, weights: Path) -> None:

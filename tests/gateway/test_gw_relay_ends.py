@@ -227,17 +227,20 @@ def test_a_client_that_does_not_read_holds_up_its_engine_and_no_more_than_its_bu
     on_uvloop(main())
 
 
-def test_a_client_that_takes_nothing_for_too_long_is_given_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("limit_s", "own_s"), [(0.2, None), (60, 0.2), (0.2, 60)])
+def test_a_client_that_takes_nothing_for_too_long_is_given_up(
+    tmp_path: Path, limit_s: float, own_s: float | None
+) -> None:
     async def main() -> None:
         async with engine(tmp_path, answering(chunked(bytes(20_000_000)))) as made:
-            relaying = Relaying(made.endpoint)
-            async with fronted(relaying, Limits(write_timeout_s=0.2)) as served:
+            relaying = Relaying(made.endpoint, unread_timeout_s=own_s)
+            async with fronted(relaying, Limits(write_timeout_s=limit_s)) as served:
                 client = await served.open()
                 client.read(on=False)
                 client.send(post())
                 await auntil(lambda: relaying.done)
                 assert relaying.done[0].ended_by is EndedBy.CLIENT
-                assert "took nothing" in relaying.done[0].words
+                assert relaying.done[0].words == "the client took nothing for 0.2 s"
                 await made.left(1)
                 client.reset()
 

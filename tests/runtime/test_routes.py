@@ -25,7 +25,7 @@ from modelsupd.core.phases import (
     Waiting,
     Want,
 )
-from modelsupd.core.spec import ModelSpec, Start
+from modelsupd.core.spec import Engine, ModelSpec, Start
 from modelsupd.gateway.base import Availability, Model
 from modelsupd.runtime import routes
 
@@ -105,6 +105,11 @@ def test_a_replica_that_gives_way_gets_no_more_requests() -> None:
     another = told(READY, STARTING, closed=("m/0", "n/0"))
     assert (another.availability, another.reason) == (Availability.LOADING, "loading")
     assert told(READY, closed=("n/0",)).availability is Availability.READY
+
+
+def test_who_does_not_read_is_given_up_before_an_engine_that_waits_for_them_is_taken_for_hung() -> None:
+    alone = replace(SPEC, engine=Engine.LLAMA_CPP_PYTHON, health=replace(SPEC.health, hang_after_s=8))
+    assert [told(READY, spec=spec).runs[0].unread_timeout_s for spec in (alone, SPEC)] == [4, None]
 
 
 def test_what_a_replica_waits_for_is_said_in_short() -> None:

@@ -111,6 +111,9 @@ class Adapter(Protocol):
     #: nothing does. With it the engine writes no byte to a connection that is open for longer but what it generated.
     served: re.Pattern[str] | None
 
+    #: It works on one request at a time, and stands still with it while the client does not read its answer.
+    one_at_a_time: bool
+
     def idle_cpus(self, spec: ModelSpec) -> float:
         """Return how many CPUs its processes may use together though they have nothing to do; inf: CPU tells nothing.
 

@@ -57,6 +57,7 @@ class CommandAdapter:
     kind = Engine.COMMAND
     modules: tuple[str, ...] = ()
     served: re.Pattern[str] | None = None
+    one_at_a_time = False
 
     def idle_cpus(self, spec: ModelSpec) -> float:  # noqa: ARG002 - the protocol's signature
         """Return none: it sleeps while it has nothing to do."""

@@ -81,6 +81,7 @@ class LlamaCppPythonAdapter:
         "llama_cpp", "uvicorn", "fastapi", "pydantic_settings", "sse_starlette", "starlette_context", "yaml",
     )  # fmt: skip
     served: re.Pattern[str] | None = re.compile(r"llama_perf_context_print: +total time = .* / +[1-9]\d* tokens")
+    one_at_a_time = True
 
     def idle_cpus(self, spec: ModelSpec) -> float:  # noqa: ARG002 - the protocol's signature
         """Return none: it sleeps while it has nothing to do."""

@@ -126,6 +126,7 @@ class VllmAdapter:
     kind = Engine.VLLM
     modules: tuple[str, ...] = ("vllm", "torch", "transformers", "uvicorn", "fastapi", "zmq")
     served: re.Pattern[str] | None = None
+    one_at_a_time = False
     help: tuple[str, ...] = (*_SERVE, "--help=all")
 
     is_sleeping = Request(method="GET", path="/is_sleeping")

@@ -23,12 +23,17 @@ class Availability(StrEnum):
 
 @dataclass(frozen=True)  # with slots it could not keep its key
 class Run:
-    """An engine's process that may be routed to. `endpoint` is `unix:/path` or `http://127.0.0.1:port`."""
+    """An engine's process that may be routed to. `endpoint` is `unix:/path` or `http://127.0.0.1:port`.
+
+    `unread_timeout_s` is how long a client may take nothing of its answer, where that holds up all others; None where
+    the gateway's own limit will do.
+    """
 
     replica: str
     run: int
     endpoint: str
     draining: bool = False
+    unread_timeout_s: float | None = None
 
     @functools.cached_property
     def key(self) -> str:

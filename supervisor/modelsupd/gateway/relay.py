@@ -84,6 +84,7 @@ class Relay(Relaying):
         "_stall_s",
         "_status",
         "_streaming",
+        "_unread_timeout_s",
         "dialling",
         "endpoint",
         "exchange",
@@ -92,9 +93,15 @@ class Relay(Relaying):
     )
 
     def __init__(
-        self, exchange: Exchange, lines: Lines, endpoint: str, path: str | None, headers_added: Sequence[Pair]
+        self,
+        exchange: Exchange,
+        lines: Lines,
+        endpoint: str,
+        path: str | None,
+        headers_added: Sequence[Pair],
+        unread_timeout_s: float,
     ) -> None:
-        """Prepare; `start` begins."""
+        """Prepare; `start` begins. A client that takes nothing for `unread_timeout_s` is given up."""
         self.exchange = exchange
         self.endpoint = endpoint
         self.dialling: asyncio.Task[None] | None = None
@@ -104,6 +111,7 @@ class Relay(Relaying):
         self._lines = lines
         self._path = path
         self._headers_added = headers_added
+        self._unread_timeout_s = unread_timeout_s
         self._line: EngineLine | None = None
         self._held: list[bytes] | None = None
         self._headed = False
@@ -226,11 +234,11 @@ class Relay(Relaying):
         if self._line is not None:
             self._line.resume()
 
-    def tick(self, now: float, write_timeout_s: float) -> None:
+    def tick(self, now: float) -> None:
         """Look at the time: an engine that is silent for too long, a client that takes nothing for too long."""
         if self._paused_since is not None:
-            if now - self._paused_since > write_timeout_s:
-                self.cancel(EndedBy.CLIENT, f"the client took nothing for {write_timeout_s:g} s")
+            if now - self._paused_since > self._unread_timeout_s:
+                self.cancel(EndedBy.CLIENT, f"the client took nothing for {self._unread_timeout_s:g} s")
                 self.exchange.abort()
             return
         if self.moved:

@@ -54,7 +54,9 @@ class Pool(Lines):
 
     def relay(self, exchange: Exchange, run: Run, path: str | None, headers_added: Sequence[Pair]) -> Relay:
         """Prepare a relay."""
-        return Relay(exchange, self, run.endpoint, path, headers_added)
+        limit_s, own_s = self._limits.write_timeout_s, run.unread_timeout_s
+        unread_timeout_s = limit_s if own_s is None else min(limit_s, own_s)
+        return Relay(exchange, self, run.endpoint, path, headers_added, unread_timeout_s)
 
     def take(self, endpoint: str) -> Line | None:
         """Return an idle connection, the one used last first, so that the others can be closed."""
@@ -92,7 +94,7 @@ class Pool(Lines):
         """Look at the time: relays that are silent, connections that are idle."""
         self._now = now
         for relay in list(self.relays):
-            relay.tick(now, self._limits.write_timeout_s)
+            relay.tick(now)
         oldest_at = now - self._limits.upstream_idle_s
         for endpoint, lines in list(self._idle.items()):
             while lines and lines[0].idle_since < oldest_at:

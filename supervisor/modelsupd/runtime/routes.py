@@ -27,6 +27,7 @@ from modelsupd.core.phases import (
 from modelsupd.core.sleeping import rests
 from modelsupd.core.spec import ModelSpec, Start, gpu_count
 from modelsupd.core.timing import start_left_s
+from modelsupd.engines.base import adapter
 from modelsupd.gateway.base import Availability, Model, Run
 from modelsupd.weights.base import Progress
 
@@ -83,6 +84,7 @@ def _model(
             replica.phase.process.run,
             replica.phase.process.endpoint,
             draining=isinstance(replica.phase, Draining) or replica.name in closed,
+            unread_timeout_s=_unread_timeout_s(replica.spec),
         )
         for replica in replicas
         if isinstance(replica.phase, Ready | Draining)
@@ -107,6 +109,14 @@ def _model(
         stream_stall_s=limits.stream_stall_s,
         first_byte_timeout_s=limits.first_byte_timeout_s,
     )
+
+
+def _unread_timeout_s(spec: ModelSpec) -> float | None:
+    """Return for how long a client may take nothing of an answer, where nobody else is served meanwhile.
+
+    No probe is either: the run would be ended as hung, with the requests of all, before the client is given up.
+    """
+    return spec.health.hang_after_s / 2 if adapter(spec.engine).one_at_a_time else None
 
 
 def _outlook(
