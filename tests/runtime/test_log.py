@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelsupd.runtime.rundir import RunDir
 from modelsupd.runtime.shim import log as log_module
 from modelsupd.runtime.shim.log import COUNTERS, Log, stamp
 from running import PYTHON, Site, alive, run
@@ -229,6 +230,21 @@ def test_an_engine_that_closes_its_output_lives_on() -> None:
         assert (await site.processes.wait("tiny/0", 1)).cleared
 
     run(test)
+
+
+def test_a_tail_is_whole_while_the_log_is_rotated(tmp_path: Path) -> None:
+    place = RunDir(tmp_path, tmp_path)
+    assert place.log_tail(100) == ""
+    for name, text in (("log", "4\n"), ("log.1", "3\n"), ("log.2", "2\n")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "log.2").rename(tmp_path / "log.3")
+    assert place.log_tail(100) == "2\n3\n4\n"
+    (tmp_path / "log.1").rename(tmp_path / "log.2")
+    assert place.log_tail(100) == "2\n3\n4\n"
+    (tmp_path / "log").rename(tmp_path / "log.1")
+    assert place.log_tail(100) == "2\n3\n4\n"
+    (tmp_path / "log").hardlink_to(tmp_path / "log.1")  # as for who reads `log` before it is renamed, and `log.1` after
+    assert place.log_tail(100) == "2\n3\n4\n"
 
 
 def test_the_tail_is_whole_lines_and_reaches_into_the_older_file() -> None:

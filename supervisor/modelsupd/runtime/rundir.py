@@ -43,11 +43,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _end_of(path: Path, max_bytes: int) -> bytes | None:
+def _end_of(path: Path, max_bytes: int) -> tuple[int, bytes] | None:
+    """Return the inode of a file and its last bytes, None if there is no such file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - max_bytes))
-            return file.read(max_bytes)
+            return os.fstat(file.fileno()).st_ino, file.read(max_bytes)
     except OSError:
         return None
 
@@ -128,16 +129,21 @@ class RunDir:
         return int(COUNTERS.unpack(raw)[0]) if len(raw) == COUNTERS.size else None
 
     def log_tail(self, max_bytes: int) -> str:
-        """Return the end of the log, whole lines, at most `max_bytes`; '' if there is none."""
+        """Return the end of the log, whole lines, at most `max_bytes`; '' if there is none.
+
+        A shim may be rotating it: then one of the names is missing, or leads to a file that was read by the one before.
+        """
         parts: list[bytes] = []
+        known: set[int] = set()
         wanted = max_bytes
-        number = 0
-        while wanted > 0:
-            part = _end_of(self.state / (f"log.{number}" if number else "log"), wanted)
-            if part is None:
-                break
-            parts.insert(0, part)
-            wanted -= len(part)
+        number = missing = 0
+        while wanted > 0 and missing <= 1:
+            found = _end_of(self.state / (f"log.{number}" if number else "log"), wanted)
+            missing = missing + 1 if found is None else 0
+            if found is not None and found[0] not in known:
+                known.add(found[0])
+                parts.insert(0, found[1])
+                wanted -= len(found[1])
             number += 1
         tail = b"".join(parts)
         if wanted <= 0 and b"\n" in tail:  # it may begin in the middle of a line
