@@ -40,10 +40,12 @@ def test_vitals_show_work_and_only_grow() -> None:
     run(test)
 
 
+#: With an argument behind its path it does not listen before there is a file of that name.
 SERVER = """
-import socket, sys, time
+import os, socket, sys, time
 if sys.argv[1].startswith("/"):
-    s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1])
+    s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); print("bound", flush=True)
+    while len(sys.argv) > 2 and not os.path.exists(sys.argv[2]): time.sleep(0.005)
 else:
     s = socket.create_server((sys.argv[2], int(sys.argv[1])))
 s.listen(); print("up", flush=True)
@@ -54,8 +56,11 @@ while True: held.append(s.accept())
 
 def test_a_unix_socket_its_listener_and_its_connections() -> None:
     async def test(site: Site) -> None:
-        started = await site.processes.spawn(site.launch(*PYTHON, SERVER, "{socket}"))
-        assert not (site.processes.listener_is_ours(started) and "up" not in site.log())
+        go = site.root / "go"
+        started = await site.processes.spawn(site.launch(*PYTHON, SERVER, "{socket}", str(go)))
+        await site.said("bound")
+        assert not site.processes.listener_is_ours(started)
+        go.touch()
         await site.said("up")
         assert site.processes.listener_is_ours(started)
         assert connections(started.endpoint) == 0
