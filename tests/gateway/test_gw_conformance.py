@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway_front import Client, echo, fronted, on_uvloop, post
+from gateway_front import NEVER_S, Client, echo, fronted, on_uvloop, post
 from modelsupd.gateway.base import Limits
 from modelsupd.gateway.exchange import Exchange
 from waiting import auntil, until
@@ -232,7 +232,7 @@ def test_a_client_that_leaves_while_it_waits_is_noticed_at_once() -> None:
         exchange.on_client_gone(lambda: gone.append(exchange.path))
 
     async def main() -> None:
-        async with fronted(handle) as served:
+        async with fronted(handle, tick_s=NEVER_S) as served:
             for path, leave in (("/fin", Client.close), ("/half", None), ("/reset", Client.reset)):
                 client = await served.open()
                 client.send(post(path))
@@ -242,7 +242,7 @@ def test_a_client_that_leaves_while_it_waits_is_noticed_at_once() -> None:
                     client.writer.write_eof()
                 elif (left := leave(client)) is not None:
                     await left
-                await auntil(lambda: gone, timeout_s=1)
+                await auntil(lambda: gone)
                 assert gone == [path]
                 gone.clear()
                 assert exchange.client_gone
