@@ -29,29 +29,32 @@ from waiting import auntil
 
 def test_connections_are_kept_closed_when_idle_for_too_long_and_on_request(tmp_path: Path) -> None:
     async def main() -> None:
-        limits = Limits(upstream_idle_s=0.2)
-        async with (
-            engine(tmp_path, answering(*[plain(b"1")] * 9)) as made,
-            fronted(Relaying(made.endpoint), limits) as served,
-        ):
-            clients = [await served.open() for _ in range(3)]
-            for client in clients:
+        async with engine(tmp_path, answering(*[plain(b"1")] * 9)) as made:
+            async with fronted(Relaying(made.endpoint), Limits(upstream_idle_s=60)) as served:
+                clients = [await served.open() for _ in range(3)]
+                for client in clients:
+                    client.send(post())
+                for client in clients:
+                    await client.until(b"\r\n\r\n1")
+                assert made.connections == 3
+                assert served.front.pool.idle == 3
+                for _ in range(3):
+                    clients[0].send(post())
+                    await clients[0].until(b"\r\n\r\n1")
+                assert made.connections == 3
+                served.front.pool.close(made.endpoint)
+                await auntil(lambda: made.closed == 3)
+                for client in clients:
+                    await client.close()
+            async with fronted(Relaying(made.endpoint), Limits(upstream_idle_s=0.2)) as served:
+                client = await served.open()
                 client.send(post())
-            for client in clients:
                 await client.until(b"\r\n\r\n1")
-            assert made.connections == 3
-            assert served.front.pool.idle == 3
-            for _ in range(3):
-                clients[0].send(post())
-                await clients[0].until(b"\r\n\r\n1")
-            assert made.connections == 3
-            await auntil(lambda: served.front.pool.idle == 0)
-            await auntil(lambda: made.closed == 3)
-            clients[0].send(post())
-            await clients[0].until(b"\r\n\r\n1")
-            served.front.pool.close(made.endpoint)
-            await auntil(lambda: made.closed == 4)
-            for client in clients:
+                await auntil(lambda: served.front.pool.idle == 0)
+                await auntil(lambda: made.closed == 4)
+                client.send(post())
+                await client.until(b"\r\n\r\n1")
+                assert made.connections == 5
                 await client.close()
 
     on_uvloop(main())
