@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ def test_a_start_that_takes_too_long_is_503_with_the_reason_and_when_to_come_aga
         world.table(model("m", start_wait_s=0.05, **ASLEEP))
         answer = await world.chat()
         assert (answer.status, answer.headers["retry-after"]) == (503, "3")
-        assert "starts when asked for (waited 0 s)" in answer.json["error"]["message"]
+        assert re.search(r"starts when asked for \(waited \d+ s\)", answer.json["error"]["message"])
         assert world.demands == [{"m": 1}, {}]
 
     run(test)
@@ -353,14 +354,13 @@ def test_a_crowd_of_changes_costs_no_more_than_so_many_messages(
         await auntil(lambda: daemon.hellos)
         daemon.welcome(told_model())
         await auntil(lambda: link.connected)
-        begun_at, turns = time.monotonic(), 0
-        while time.monotonic() - begun_at < 0.1:
-            turns += 1
-            station.waiting = one(turns)
+        begun_at, turns = time.monotonic(), 3000
+        for turn in range(turns):
+            station.waiting = one(turn)
             link.stir()
             await asyncio.sleep(0)
         took_s = time.monotonic() - begun_at
-        last = wire.Demand(one(turns))
+        last = wire.Demand(one(turns - 1))
         await auntil(lambda: daemon.of(wire.Demand)[-1] == last)
         told = len(daemon.of(wire.Demand))
         assert wire.URGENT_BURST <= told <= wire.URGENT_BURST + took_s / wire.URGENT_EVERY_S + 2 < turns
