@@ -1,4 +1,4 @@
-/* A libnvidia-ml.so.1 without a driver: tells what files beside it say, and loses, hides and delays as they say.
+/* A libnvidia-ml.so.1 without a driver: tells what files beside it say, and loses, hides and hangs as they say.
  *
  * Beside the library:
  *   gpus       one line a GPU: uuid total base lost ecc celsius clocks pending failure mig name (sizes in bytes)
@@ -6,8 +6,8 @@
  *   linger     memory of the dead stays: `listed` with its process, `hidden` without
  *   xids       one line an error: uuid number; each is told once
  *   broken     not even the number of GPUs is told         mode       the compute mode of every GPU
- *   hang       nothing answers while this is there          delay_ms   every look takes so long
  *   sizeless   processes are told, what they use is not     silent     not even the processes are told
+ *   hang       nothing answers while this is there
  */
 
 #define _GNU_SOURCE
@@ -55,16 +55,6 @@ static int read_gpus(struct gpu *found) {
     }
     if (file) fclose(file);
     return count;
-}
-
-static void slowly(void) {
-    while (there("hang")) usleep(10000);
-    FILE *file = fopen(beside("delay_ms"), "r");
-    int ms = 0;
-    if (file) {
-        if (fscanf(file, "%d", &ms) == 1) usleep(ms * 1000);
-        fclose(file);
-    }
 }
 
 /* A handle is the number of the GPU and, above it, that of the MIG device, both counted from 1. */
@@ -135,7 +125,7 @@ const char *nvmlErrorString(int code) { return code == LOST ? "GPU is lost" : "a
 
 int nvmlDeviceGetCount_v2(unsigned *count) {
     struct gpu all[64];
-    slowly();
+    while (there("hang")) usleep(10000);
     if (there("broken")) return DRIVER_MISMATCH;
     *count = (unsigned)read_gpus(all);
     return SUCCESS;

@@ -17,7 +17,7 @@ from modelsupd.core.gpu_spec import GpusSpec
 from modelsupd.runtime.gpus import amd
 from modelsupd.runtime.gpus.inventory import Inventory, Look, with_missing
 from modelsupd.runtime.gpus.reading import AMD, EXCLUSIVE, PROHIBITED, Reading, Seen, read, written
-from waiting import until
+from waiting import auntil, until
 
 Test = Callable[[Inventory], Coroutine[Any, Any, None]]
 
@@ -221,10 +221,12 @@ def test_a_late_answer_is_not_taken_for_that_to_the_next_question(place: Path) -
 
     async def test(inventory: Inventory) -> None:
         await inventory.read()
-        cards.set("delay_ms", "300")
+        [pid] = inventory.pids()
+        cards.set("hang")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(inventory.read(), 0.05)
-        cards.set("delay_ms", None)
+        await auntil(lambda: not alive(pid), what="whoever would answer late is ended")
+        cards.set("hang", None)
         cards.take(os.getpid(), 0, GIB)
         assert (await inventory.read()).gpus[0].used_bytes == GIB
 
@@ -237,13 +239,38 @@ def test_what_was_read_is_as_old_as_the_question(place: Path) -> None:
 
     async def test(inventory: Inventory) -> None:
         await inventory.read()
-        cards.set("delay_ms", "300")
+        cards.set("hang")
         reading = asyncio.create_task(inventory.read())
         await asyncio.sleep(0)
         meanwhile_at = time.monotonic()
-        at = (await reading).at
-        assert at is not None
-        assert at <= meanwhile_at < time.monotonic() - 0.2
+        cards.set("hang", None)
+        look = await reading
+        assert look.trouble == ""
+        assert look.at is not None
+        assert look.at <= meanwhile_at
+
+    looking(cards, test)
+
+
+def test_a_killed_reader_takes_a_moment_and_is_replaced(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine longer than on others; that is no driver that hangs."""
+    cards = Cards(place / "g", 8)
+    waitpid = os.waitpid
+
+    def late(pid: int, options: int) -> tuple[int, int]:
+        found = waitpid(pid, options)
+        time.sleep(0.4)
+        return found
+
+    monkeypatch.setattr(os, "waitpid", late)
+
+    async def test(inventory: Inventory) -> None:
+        await inventory.read()
+        cards.set("hang")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(inventory.read(), 0.05)
+        cards.set("hang", None)
+        assert (await inventory.read()).trouble == ""
 
     looking(cards, test)
 

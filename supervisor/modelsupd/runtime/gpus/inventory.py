@@ -2,8 +2,8 @@
 
 Two rules:
 
-1. Nothing here waits longer than `answer_timeout_s`. A reader that has not answered by then is killed; where even that
-   does not end it, no other is started while it lives: it would hang as well.
+1. No answer is waited for longer than `answer_timeout_s`. A reader that has not answered by then is killed; where even
+   that does not end it, no other is started while it lives: it would hang as well.
 2. A GPU that was seen once and is not told of any more is lost, not forgotten. Where its vendor's driver cannot be
    asked at all, as after an upgrade of its library, nothing is known of it, and that is no loss: what runs goes on.
 """
@@ -33,6 +33,9 @@ _PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 #: A reader that answered wrongly or died is not started again within this time, in seconds.
 RETRY_S = 1.0
+
+#: A reader that was killed is gone within this time, in seconds, even on a busy machine: else it hangs in the driver.
+GONE_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,11 @@ class Inventory:
         """End the reader; one that cannot be ended is left."""
         if self._process is not None:
             self._give_up()
-        await self._reap(1.0)
+        await self._reap()
 
     async def _ask(self) -> Reading:
         timeout_s = self._spec().answer_timeout_s
-        await self._reap(0)
+        await self._reap()
         if self._given_up:
             pids = ", ".join(str(process.pid) for process in self._given_up)
             raise _Unanswered(f"the driver does not answer: process {pids}, which asked it, hangs in it")
@@ -152,11 +155,11 @@ class Inventory:
                 process.kill()
             self._given_up.append(process)
 
-    async def _reap(self, patience_s: float) -> None:
+    async def _reap(self) -> None:
         """Forget the readers that are gone; a killed one takes a moment."""
         waits = [asyncio.ensure_future(process.wait()) for process in self._given_up]
         if waits:
-            await asyncio.wait(waits, timeout=max(patience_s, 0.2))
+            await asyncio.wait(waits, timeout=GONE_WITHIN_S)
             for wait in waits:
                 wait.cancel()
         self._given_up = [process for process in self._given_up if process.returncode is None]
