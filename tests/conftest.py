@@ -10,6 +10,7 @@ from collections.abc import Container, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import pure
 from waiting import until
@@ -57,6 +58,13 @@ ROOT.chmod(0o755)
 tempfile.tempdir = str(ROOT)
 os.environ["TMPDIR"] = str(ROOT)
 os.environ["PYTEST_DEBUG_TEMPROOT"] = str(ROOT)
+
+# Of Hypothesis: the same examples in every run, for what others come upon is for `make fuzz` and not for a change of
+# something else; and no clock, by which an example is slow when the machine did something else for 0.2 s.
+settings.register_profile(
+    "tests", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 # A shell that runs the suite in the background has SIGINT ignored, and whatever the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
