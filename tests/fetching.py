@@ -8,13 +8,17 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hub_faults import Pause
 from mock_hub import MockHub
 from modelsupd.weights import download
 from modelsupd.weights.base import Location, Pin, Settings, WeightsError
 from modelsupd.weights.transfer import Fetched, fetch
+from waiting import until
 
 REPO = "org/name"
 MODEL = "model.safetensors"
@@ -107,6 +111,21 @@ class Target:
     def command(self) -> list[str]:
         """Return the command of a process that fetches it each time when it is told to by a line."""
         return [sys.executable, __file__, self.told_to_child()]
+
+
+@contextmanager
+def together(hub: MockHub, connections: int) -> Iterator[None]:
+    """Hold what no other fault spoils until so many connections are there: the first leaves nothing to the last."""
+    hub.faults["*"] = held = Pause()
+
+    def go_on() -> None:
+        until(lambda: hub.connections_made >= connections)
+        held.go.set()
+
+    waiting = threading.Thread(target=go_on)
+    waiting.start()
+    yield
+    waiting.join()
 
 
 def target_of(told: str) -> Target:

@@ -73,7 +73,7 @@ class World:
             attempts=2,
             backoff_initial_s=0.01,
             backoff_max_s=0.02,
-            stall_timeout_s=0.5,
+            stall_timeout_s=10,
             min_free_bytes=0,
         )
         self.told: list[Progress | FileDone] = []

@@ -98,7 +98,7 @@ def test_without_a_route_it_is_said_what_is_missing(world: World, how: str) -> N
         if how == "refused":
             deaf.close()
         endpoint = "http://hub.invalid" if how == "dns" else f"http://127.0.0.1:{port}"
-        words = world.refused(FailureClass.UNREACHABLE, endpoint=endpoint)
+        words = world.refused(FailureClass.UNREACHABLE, endpoint=endpoint, stall_timeout_s=0.5)
     assert "2 of 5 files" in words
     assert "model-00001-of-00002.safetensors, tokenizer.json; without a network" in words
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hub_faults as faults
-from fetching import KEY, MODEL, REPO, Target, noise
+from fetching import KEY, MODEL, REPO, Target, noise, together
 from mock_hub import MockHub
 from modelsupd.core.events import FailureClass
 from modelsupd.weights import download, quarantine
@@ -72,10 +72,10 @@ def test_others_join_where_one_connection_is_so_much_slower_than_the_digest(
     monkeypatch.setattr(download, "BUFFER_BYTES", 8 * 1024)
     monkeypatch.setattr(download, "_JOIN_AFTER_S", 0.02)
     monkeypatch.setattr(download, "_JOIN_ANYWAY_S", 1e9)
-    hub.faults[KEY] = faults.Drip(piece=8 * 1024, every_s=0.002)
+    hub.faults[KEY] = faults.Drip(piece=8 * 1024, every_s=0.002, times=2 if connections > 1 else None)
     target = Target.of(hub, place)
-
-    target.fetch()
+    with together(hub, connections):
+        target.fetch()
 
     assert right(target)
     assert hub.connections_made == connections
@@ -88,8 +88,8 @@ def test_others_join_where_one_connection_stands_still(
     monkeypatch.setattr(download, "_JOIN_ANYWAY_S", 0.1)
     hub.faults[KEY] = faults.Stall(after=1000, times=1)
     target = Target.of(hub, place).but(stall_timeout_s=2)
-
-    target.fetch()
+    with together(hub, 4):
+        target.fetch()
 
     assert right(target)
     assert hub.connections_made == 5, "the one that stood still, once more, and three"
