@@ -55,6 +55,8 @@ def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
 def engine(kind: Kind, tmp_path: Path) -> Iterator[Running]:
     with running("qwen3:8b", kind.spec(), tmp_path, binary=kind.binary) as one:
         one.wait_ready()
+        # A request is in flight until a moment after its answer.
+        until(lambda: one.probe(ProbeKind.ALIVE)[3] == 0)
         yield one
 
 
@@ -72,7 +74,11 @@ def test_generates_under_its_own_name(engine: Running) -> None:
     assert (outcome, evidence) == (Outcome.TOKENS, "POST /v1/completions: 4 tokens generated")
     assert 0 < took_s < 5
     with engine.post("/v1/completions", {"prompt": "hi", "max_tokens": 1}) as client:
-        assert b'"qwen3:8b"' in client.recv(65536)
+        received = b""
+        while b'"qwen3:8b"' not in received:
+            piece = client.recv(65536)
+            assert piece, received
+            received += piece
 
 
 def test_chat_generates_too(kind: Kind, tmp_path: Path) -> None:
@@ -117,7 +123,9 @@ def test_a_stream_ends_with_a_reason_and_done(engine: Running) -> None:
     received = b""
     with engine.post("/v1/completions", ask) as client:
         while b"[DONE]" not in received:
-            received += client.recv(65536)
+            piece = client.recv(65536)
+            assert piece, received
+            received += piece
     assert b'"finish_reason":"length"' in received.replace(b" ", b"")
 
 
@@ -132,7 +140,7 @@ def test_a_stopped_engine_times_out_and_comes_back(engine: Running) -> None:
         outcome, evidence, delivered, _, took_s = engine.probe(kind, timeout_s=0.2)
         assert (outcome, delivered) == (Outcome.TIMED_OUT, None)
         assert evidence.endswith("no answer within 0.2 s")
-        assert 0.2 <= took_s < 1
+        assert 0.2 <= took_s < 5, "sooner than without a word on it"
     os.kill(engine.process.pid, signal.SIGCONT)
     assert engine.probe(ProbeKind.GENERATION)[0] is Outcome.TOKENS
 

@@ -14,9 +14,10 @@ import pytest
 
 import fake_engine
 from engine_process import Running, running
+from hosts import fake
 from modelsupd.core.events import FailureClass, Outcome, ProbeKind
 from modelsupd.core.spec import Argument, Engine, ModelSpec
-from waiting import until
+from waiting import PATIENCE_S, until
 
 Start = Callable[..., AbstractContextManager[Running]]
 
@@ -63,16 +64,19 @@ def received(engine: Running) -> bytes:
 
 
 def test_loading_is_503_then_ready(start: Start) -> None:
-    with start(load_s=1.0) as engine:
-        seen = outcomes(engine)
-        assert seen <= {Outcome.REFUSED, Outcome.LOADING, Outcome.TOKENS}
-        assert Outcome.LOADING in seen
-        assert "load_tensors: " in engine.log()
+    with start(load_s=1000) as engine:
+        until(lambda: engine.probe(ProbeKind.START)[0] is Outcome.LOADING)
+        until(lambda: "load_tensors: " in engine.log())
+        fake(engine.endpoint, load_s=0.001)
+        assert outcomes(engine) <= {Outcome.LOADING, Outcome.TOKENS}
 
 
 def test_loading_may_be_refusal_without_progress(start: Start) -> None:
-    with start(load_s=1.0, load_mode="refuse", load_silent=True) as engine:
-        assert outcomes(engine) == {Outcome.REFUSED, Outcome.TOKENS}
+    with start(load_s=1000, load_mode="refuse") as engine:
+        until(lambda: "load_tensors: " in engine.log())
+        assert engine.probe(ProbeKind.START)[0] is Outcome.REFUSED
+    with start(load_s=0.2, load_mode="refuse", load_silent=True) as engine:
+        assert outcomes(engine) <= {Outcome.REFUSED, Outcome.TOKENS}
         assert "load_tensors: " not in engine.log()
 
 
@@ -148,14 +152,16 @@ def test_sigterm_may_be_ignored_or_swallowed_while_loading(start: Start) -> None
         engine.process.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             engine.process.wait(0.2)
-    with start(load_s=0.4, term_loading="swallow") as engine:
-        until(lambda: "loading model" in engine.log())
+    with start(load_s=1000, term_loading="swallow") as engine:
+        until(lambda: engine.probe(ProbeKind.START)[0] is Outcome.LOADING)
         engine.process.terminate()
+        until(lambda: fake(engine.endpoint)["counts"]["terms"] == 1)
+        fake(engine.endpoint, load_s=0.001)
         engine.wait_ready()
-    with start(load_s=5) as engine:
+    with start(load_s=1000) as engine:
         until(lambda: "loading model" in engine.log())
         engine.process.terminate()
-        assert engine.process.wait(5) == -signal.SIGTERM
+        assert engine.process.wait(PATIENCE_S) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("how", ["session", "setsid"])

@@ -161,7 +161,7 @@ def test_a_file_system_that_does_not_answer_keeps_nobody_awake(tmp_path: Path, m
             engine.let.set()
             keeps = Keeps("/weights", 1, 0)
             try:
-                ended = await sleepers.carry_out(VLLM, engine.endpoint, Sleep(1, 1, 0.2), keeps)
+                ended = await sleepers.carry_out(VLLM, engine.endpoint, Sleep(1, 1, 1.0), keeps)
             finally:
                 answers.set()
             assert ended == Slept(1)
