@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -157,10 +158,10 @@ def test_zero_tokens_are_not_ready_and_the_reason_says_so(place: Path) -> None:
 
         def told() -> bool:
             seen.update(daemon.replica())
-            return "zero tokens" in seen["reason"]
+            # The reason outlives the phase: it is told of a start that stalled, too.
+            return seen["phase"] == "starting" and "zero tokens" in seen["reason"]
 
         until(told, what=daemon.said)
-        assert seen["phase"] == "starting"
         until(lambda: "start-stalled: no progress for 1.5 s; last:" in whys(daemon), what=lambda: whys(daemon))
 
 
@@ -254,30 +255,32 @@ def test_two_daemons_do_not_share_a_directory(place: Path) -> None:
         assert daemon.replica()["phase"] == "ready"
 
 
-def hear(manager: socket.socket, words: str) -> str:
-    """Read messages until one holds these words; return it."""
-    said = ""
-    while words not in said:
-        said = manager.recv(4096).decode()
-    return said
+def hear(manager: socket.socket, said: list[str]) -> None:
+    """Read all that comes, as a service manager does: a socket has room for ten messages, and the rest is lost."""
+    while message := manager.recv(4096):
+        said.append(message.decode())
 
 
 def test_the_service_manager_hears_what_it_needs(place: Path) -> None:
-    path = str(place / "notify.sock")
+    path, said = str(place / "notify.sock"), list[str]()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
-        manager.settimeout(60)
-        with host(place, fake_model(), start=False) as daemon:
-            daemon.start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"})
-            hear(manager, "READY=1")
-            hear(manager, "WATCHDOG=1")
-            ready = daemon.until_phase("ready")
-            environment = Path(f"/proc/{ready['pid']}/environ").read_bytes()
-            assert b"NOTIFY_SOCKET" not in environment
-            assert b"WATCHDOG_USEC" not in environment
-            daemon.send(signal.SIGTERM)
-            said = hear(manager, "STOPPING=1")
-            assert "EXTEND_TIMEOUT_USEC" in said
+        hearing = threading.Thread(target=hear, args=(manager, said))
+        hearing.start()
+        try:
+            with host(place, fake_model(), start=False) as daemon:
+                daemon.start(env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"})
+                until(lambda: "READY=1" in said)
+                until(lambda: "WATCHDOG=1" in said)
+                ready = daemon.until_phase("ready")
+                environment = Path(f"/proc/{ready['pid']}/environ").read_bytes()
+                assert b"NOTIFY_SOCKET" not in environment
+                assert b"WATCHDOG_USEC" not in environment
+                daemon.send(signal.SIGTERM)
+                until(lambda: any("STOPPING=1" in each and "EXTEND_TIMEOUT_USEC" in each for each in said))
+        finally:
+            manager.shutdown(socket.SHUT_RD)
+            hearing.join()
 
 
 def test_how_far_loading_has_come_is_told(place: Path) -> None:
